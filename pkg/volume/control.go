@@ -40,15 +40,15 @@ import (
 //
 // The checkpoint's copy, which is also the main data of a checkpoint record:
 //
-//	     0    8  redo location
-//	     8    8  timeline, previous timeline
-//	    16    1  full_page_writes
-//	    20    4  17 and up: wal_level
-//	    24    8  next transaction id with its epoch
-//	    32   28  next OID, next multixact, its offset, oldest xid and its
-//	             database, oldest multixact and its database
-//	    64    8  time
-//	    72   12  oldest and newest xid with a commit time, oldest active xid
+//	 0    8  redo location
+//	 8    8  timeline, previous timeline
+//	16    1  full_page_writes
+//	20    4  17 and up: wal_level
+//	24    8  next transaction id with its epoch
+//	32   28  next OID, next multixact, its offset, oldest xid and its
+//	         database, oldest multixact and its database
+//	64    8  time
+//	72   12  oldest and newest xid with a commit time, oldest active xid
 const (
 	// ControlFileSize is the size of pg_control on disk.
 	ControlFileSize = 8192
@@ -141,36 +141,14 @@ func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 // as a standby, so that nothing has to be replayed.
 func (s State) Clean() bool { return s == StateShutdowned || s == StateShutdownedRecovery }
 
-// WalLevel is the setting wal_level.
-type WalLevel uint32
-
-// The WAL levels.
-const (
-	WalLevelMinimal WalLevel = iota
-	WalLevelReplica
-	WalLevelLogical
-)
-
-var walLevelNames = [...]string{"minimal", "replica", "logical"}
-
-func (l WalLevel) String() string {
-	if int(l) < len(walLevelNames) {
-		return walLevelNames[l]
-	}
-	return "unrecognized wal_level"
-}
-
-// MarshalText makes a level readable in JSON.
-func (l WalLevel) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
-
 // Checkpoint is the copy of the latest checkpoint record.
 type Checkpoint struct {
 	Redo              wal.LSN
 	ThisTimeLineID    timeline.ID
 	PrevTimeLineID    timeline.ID
 	FullPageWrites    bool
-	WalLevel          WalLevel // 17 and up; before, Control.WalLevel is all there is
-	NextXid           uint64   // epoch in the upper half
+	WalLevel          wal.WALLevel // 17 and up; before, Control.WalLevel is all there is
+	NextXid           uint64       // epoch in the upper half
 	NextOid           uint32
 	NextMulti         uint32
 	NextMultiOffset   uint32
@@ -202,7 +180,7 @@ type Control struct {
 	BackupEndPoint      wal.LSN
 	BackupEndRequired   bool
 
-	WalLevel             WalLevel
+	WalLevel             wal.WALLevel
 	WalLogHints          bool
 	MaxConnections       uint32
 	MaxWorkerProcesses   uint32

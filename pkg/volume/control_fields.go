@@ -62,8 +62,8 @@ func (f controlField) load(data []byte) {
 		*p = binary.LittleEndian.Uint32(at)
 	case *State:
 		*p = State(binary.LittleEndian.Uint32(at))
-	case *WalLevel:
-		*p = WalLevel(binary.LittleEndian.Uint32(at))
+	case *wal.WALLevel:
+		*p = wal.WALLevel(binary.LittleEndian.Uint32(at))
 	case *timeline.ID:
 		*p = timeline.ID(binary.LittleEndian.Uint32(at))
 	case *wal.SegmentSize:
@@ -99,7 +99,7 @@ func (f controlField) store(data []byte) {
 		binary.LittleEndian.PutUint32(at, *p)
 	case *State:
 		binary.LittleEndian.PutUint32(at, uint32(*p))
-	case *WalLevel:
+	case *wal.WALLevel:
 		binary.LittleEndian.PutUint32(at, uint32(*p))
 	case *timeline.ID:
 		binary.LittleEndian.PutUint32(at, uint32(*p))
