@@ -1,0 +1,62 @@
+# `make help` lists the targets.
+
+GO       ?= go
+BIN      := bin
+COMMANDS := dbbackup dbrecover dbrewind dbrepl dbctl
+# The majors that `make test` runs its integration tests on, and all of them.
+MAJORS     ?= 15 17
+ALL_MAJORS := 13 14 15 16 17 18
+FUZZTIME   ?= 20s
+# Packages whose integration tests run servers share the machine: two at a time.
+PARALLEL ?= 2
+
+comma := ,
+empty :=
+space := $(empty) $(empty)
+list   = $(subst $(space),$(comma),$(strip $(1)))
+
+.DEFAULT_GOAL := help
+.PHONY: help build test test-matrix bench fuzz lint demo fixtures clean postgres
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+build: ## build the five commands into bin/
+	@mkdir -p $(BIN)
+	$(GO) build -o $(BIN)/ $(addprefix ./cmd/,$(COMMANDS))
+
+test: ## run every test, integration tests on PostgreSQL MAJORS (default "15 17")
+	@scripts/postgres.sh $(MAJORS)
+	TIDEMARK_PG_MAJORS=$(call list,$(MAJORS)) $(GO) test -p $(PARALLEL) -timeout 15m ./...
+
+test-matrix: ## run every test, integration tests on all six majors
+	@scripts/postgres.sh $(ALL_MAJORS)
+	TIDEMARK_PG_MAJORS=$(call list,$(ALL_MAJORS)) $(GO) test -p $(PARALLEL) -timeout 60m ./...
+
+bench: ## run the benchmarks, with the ratios to PostgreSQL's own tools
+	@scripts/postgres.sh 15
+	$(GO) test -run '^$$' -bench . -benchmem -p 1 -timeout 30m ./...
+
+fuzz: ## run every fuzz target for FUZZTIME each (default 20s)
+	@set -e; for pkg in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+lint: ## gofmt, vet, staticcheck, the import arrows
+	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) test -count=1 ./internal/lint
+
+demo: build ## a cluster through backup, switchover, crash, failover, rewind and recovery
+	@scripts/postgres.sh 15
+	@examples/failover-playbook.sh
+
+fixtures: ## write testdata/ anew with servers of all six majors
+	@scripts/postgres.sh $(ALL_MAJORS)
+	$(GO) run ./testdata/generate
+
+clean: ## remove what the build made
+	rm -rf $(BIN)
