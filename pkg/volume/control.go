@@ -202,8 +202,8 @@ type Control struct {
 	Float8ByVal         bool
 	DataChecksumVersion uint32 // 0: no checksums
 
-	DefaultCharSignedness bool // 18 and up
-	MockAuthNonce         [32]byte
+	DefaultCharSignedness bool     // 18 and up
+	MockAuthNonce         [32]byte `json:"-"`
 
 	version version
 	raw     []byte
