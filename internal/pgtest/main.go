@@ -23,6 +23,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"tidemark/internal/postgres"
 )
 
 // base is the directory of this test process; everything lies below it. Its
@@ -76,6 +78,7 @@ func setUp(commands []string) error {
 			os.Unsetenv(name)
 		}
 	}
+	os.Setenv("TIDEMARK_PG_CACHE", postgres.CacheDir()) // found by the old HOME
 	os.Setenv("TMPDIR", filepath.Join(base, "tmp"))
 	os.Setenv("HOME", filepath.Join(base, "home"))
 	os.Setenv("PATH", filepath.Join(base, "bin")+string(os.PathListSeparator)+os.Getenv("PATH"))
