@@ -47,10 +47,16 @@ func (t Task) Bytes() int64 {
 // what a piece is). Memory is bounded by the source's piece size times the
 // number of jobs. The first error ends it.
 func Fetch(ctx context.Context, src Source, ranges []Range, o FetchOptions, deliver Deliver) error {
-	return fetchTasks(ctx, src, SplitTasks(ranges, o.TaskBytes), o, deliver)
+	return eachTask(ctx, SplitTasks(ranges, o.TaskBytes), o.Jobs, func(ctx context.Context, t Task) error {
+		if err := src.Fetch(ctx, t.Ranges, deliver); err != nil || o.TaskDone == nil {
+			return err
+		}
+		return o.TaskDone(ctx, t)
+	})
 }
 
-func fetchTasks(ctx context.Context, src Source, tasks []Task, o FetchOptions, deliver Deliver) error {
+// eachTask runs do for every task, in order as far as the workers allow.
+func eachTask(ctx context.Context, tasks []Task, jobs int, do func(context.Context, Task) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	queue := make(chan Task)
 	g.Go(func() error {
@@ -59,15 +65,15 @@ func fetchTasks(ctx context.Context, src Source, tasks []Task, o FetchOptions, d
 			select {
 			case queue <- t:
 			case <-ctx.Done():
-				return ctx.Err()
+				return context.Cause(ctx)
 			}
 		}
 		return nil
 	})
-	for range min(cmp.Or(o.Jobs, DefaultJobs), max(len(tasks), 1)) {
+	for range min(cmp.Or(jobs, DefaultJobs), len(tasks)) {
 		g.Go(func() error {
 			for t := range queue {
-				if err := fetchTask(ctx, src, t, o, deliver); err != nil {
+				if err := do(ctx, t); err != nil {
 					return err
 				}
 			}
@@ -75,19 +81,6 @@ func fetchTasks(ctx context.Context, src Source, tasks []Task, o FetchOptions, d
 		})
 	}
 	return g.Wait()
-}
-
-func fetchTask(ctx context.Context, src Source, t Task, o FetchOptions, deliver Deliver) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := src.Fetch(ctx, t.Ranges, deliver); err != nil {
-		return err
-	}
-	if o.TaskDone == nil {
-		return nil
-	}
-	return o.TaskDone(ctx, t)
 }
 
 // SplitTasks cuts ranges into tasks of at most taskBytes, in order. The same

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"strings"
 	"time"
+
+	"tidemark/pkg/volume"
 )
 
 // Kind is what an Action does to one path of the target.
@@ -115,14 +117,15 @@ func (a Action) spans() []Span {
 // printed by --dry-run, written into the journal before the first change, and
 // read back by the run that resumes.
 type Plan struct {
-	Version int             `json:"version"` // of this format: PlanVersion
-	ID      string          `json:"id"`      // names this run in the tombstone and the journal; set by Run
-	Command string          `json:"command"` // the command that planned it, as in "dbrewind"
-	Created time.Time       `json:"created"`
-	Source  string          `json:"source"`         // Source.Name()
-	Meta    json.RawMessage `json:"meta,omitempty"` // what the planner needs to know again when it resumes
-	Actions []Action        `json:"actions"`
-	Totals  Totals          `json:"totals"`
+	Version   int             `json:"version"`           // of this format: PlanVersion
+	ID        string          `json:"id"`                // names this run in the tombstone and the journal; set by Run
+	Operation string          `json:"operation"`         // what is done, a verb: "rewind", "seed", "restore"
+	Command   string          `json:"command,omitempty"` // the command line to run again, as a shell takes it
+	Created   time.Time       `json:"created"`
+	Source    string          `json:"source"`         // Source.Name()
+	Meta      json.RawMessage `json:"meta,omitempty"` // what the planner needs to know again when it resumes
+	Actions   []Action        `json:"actions"`
+	Totals    Totals          `json:"totals"`
 	// TaskBytes is the size of one unit of work and of journalling. It is
 	// kept in the plan so that a resumed run splits it in the same way.
 	TaskBytes int64 `json:"task_bytes"`
@@ -248,4 +251,4 @@ func modesFor(dir fs.FileMode) targetModes {
 // JournalDir is the one directory, inside the target, that holds the journal
 // of an unfinished run. It is never copied, never removed by a plan, and not
 // part of a backup.
-const JournalDir = "tidemark.journal"
+const JournalDir = volume.OwnDir

@@ -80,9 +80,9 @@ type Source interface {
 	// is an error.
 	List(ctx context.Context) ([]Entry, error)
 	// Fetch reads the ranges, in order, and hands them to deliver piece by
-	// piece. It may be called from several goroutines at once. A file that
-	// does not exist is delivered as gone; any other fault is an error that
-	// names the file.
+	// piece, one after the other. It may be called from several goroutines
+	// at once. A file that does not exist is delivered as gone; any other
+	// fault is an error that names the file.
 	Fetch(ctx context.Context, ranges []Range, deliver Deliver) error
 	// ReadFile returns a small file's whole content, or an error that is
 	// fs.ErrNotExist.
