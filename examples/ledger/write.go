@@ -24,6 +24,7 @@ type writeCmd struct {
 	cli.DSNFlag
 	File   string        `required:"" placeholder:"FILE" help:"Where acknowledged numbers are kept; it is continued."`
 	Branch string        `default:"main" help:"Written into every row, to tell branches apart."`
+	From   int64         `default:"1" help:"The first number, where the file is empty."`
 	Count  int           `placeholder:"N" help:"Stop after so many acknowledged rows; default never."`
 	Every  time.Duration `default:"5ms" help:"Pause between two rows."`
 }
@@ -40,7 +41,7 @@ func (c *writeCmd) Run(ctx context.Context, e *cli.Env) error {
 		return err
 	}
 	defer mem.close()
-	w := &writer{cmd: c, next: mem.last + 1}
+	w := &writer{cmd: c, next: max(c.From, mem.last+1)}
 	defer w.disconnect()
 	for acked := 0; ctx.Err() == nil && (c.Count == 0 || acked < c.Count); {
 		n := w.next
