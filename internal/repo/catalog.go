@@ -1,0 +1,141 @@
+package repo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"tidemark/internal/exit"
+)
+
+// Catalog is what backups there are of a cluster.
+type Catalog struct {
+	Backups []*Summary // complete ones, the oldest first
+	Damaged []Damaged  // manifests that cannot be read
+	Started []Started  // begun and not complete: running, or interrupted
+}
+
+// Damaged is a backup whose manifest cannot be read.
+type Damaged struct {
+	ID  string
+	Err error
+}
+
+// Started is the object that announces a backup before its first pack.
+type Started struct {
+	ID    string    `json:"id"`
+	Tool  string    `json:"tool"`
+	Host  string    `json:"host"`
+	PID   int       `json:"pid"`
+	Boot  string    `json:"boot,omitempty"` // the host's boot id
+	Tick  string    `json:"tick,omitempty"` // when the process began, in the kernel's ticks
+	Began time.Time `json:"began"`
+}
+
+const maxStarted = 1 << 16
+
+// Catalog lists the backups of the cluster.
+func (c *Cluster) Catalog(ctx context.Context) (*Catalog, error) {
+	manifests, started, err := c.listBackups(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cat := &Catalog{}
+	for id := range manifests {
+		s, _, err := c.readSummary(ctx, id)
+		switch {
+		case err == nil:
+			cat.Backups = append(cat.Backups, s)
+		case errors.Is(err, ErrNotExist): // deleted just now
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		default:
+			cat.Damaged = append(cat.Damaged, Damaged{ID: id, Err: err})
+		}
+	}
+	for id := range started {
+		if manifests[id] {
+			continue
+		}
+		s, err := c.readStarted(ctx, id)
+		if errors.Is(err, ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		cat.Started = append(cat.Started, *s)
+	}
+	slices.SortFunc(cat.Backups, func(a, b *Summary) int { return strings.Compare(a.ID, b.ID) })
+	slices.SortFunc(cat.Damaged, func(a, b Damaged) int { return strings.Compare(a.ID, b.ID) })
+	slices.SortFunc(cat.Started, func(a, b Started) int { return strings.Compare(a.ID, b.ID) })
+	return cat, nil
+}
+
+func (c *Cluster) listBackups(ctx context.Context) (manifests, started map[string]bool, err error) {
+	manifests, started = map[string]bool{}, map[string]bool{}
+	prefix := c.prefix + "backups/"
+	err = c.driver.List(ctx, prefix, func(i ObjectInfo) error {
+		id, what, _ := strings.Cut(strings.TrimPrefix(i.Name, prefix), "/")
+		switch what {
+		case "manifest.zst":
+			manifests[id] = true
+		case "started":
+			started[id] = true
+		}
+		return nil
+	})
+	return manifests, started, err
+}
+
+func (c *Cluster) startedName(id string) string { return c.prefix + "backups/" + id + "/started" }
+
+func (c *Cluster) readStarted(ctx context.Context, id string) (*Started, error) {
+	data, _, err := getBytes(ctx, c.driver, c.startedName(id), 0, -1, maxStarted, nil)
+	if err != nil {
+		return nil, err
+	}
+	s := new(Started)
+	if err := json.Unmarshal(data, s); err != nil || s.ID != id {
+		return nil, &CorruptError{Object: c.startedName(id), Offset: -1, Err: err}
+	}
+	return s, nil
+}
+
+// Summary returns the summary of a backup, "latest" being the newest one.
+func (c *Cluster) Summary(ctx context.Context, id string) (*Summary, error) {
+	if id == "latest" || id == "" {
+		cat, err := c.Catalog(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if len(cat.Backups) == 0 {
+			return nil, exit.New(exit.Failed, "take one with: dbbackup create --repo "+c.repo.Location(),
+				"the repository %s holds no complete backup of cluster %d", c.repo.Location(), c.systemID)
+		}
+		return cat.Backups[len(cat.Backups)-1], nil
+	}
+	if !ValidName(id) || strings.Contains(id, "/") {
+		return nil, noBackup(c, id, ErrBadName)
+	}
+	s, _, err := c.readSummary(ctx, id)
+	if errors.Is(err, ErrNotExist) {
+		return nil, noBackup(c, id, err)
+	}
+	return s, err
+}
+
+func noBackup(c *Cluster, id string, err error) error {
+	return exit.Wrap(err, exit.Failed, "dbbackup list --repo "+c.repo.Location()+" shows what there is",
+		"no backup %s of cluster %d in %s", id, c.systemID, c.repo.Location())
+}
+
+func (c *Cluster) packHeader(name string, blockSize uint32) header {
+	return header{Kind: kindPack, SystemID: c.systemID, MaxBlock: blockSize, Name: c.prefix + "packs/" + name + ".zst"}
+}
+
+func packName(id string, n int) string { return fmt.Sprintf("%s/%06d", id, n) }

@@ -1,0 +1,172 @@
+package repo
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"tidemark/pkg/wal"
+)
+
+// The manifest's format. Part of the format, do not change.
+const (
+	manifestFormat  = "tidemark manifest"
+	manifestVersion = 1
+)
+
+// Summary is what a backup's manifest says about the backup as a whole. Sizes
+// are in bytes. It is the last line of the manifest.
+type Summary struct {
+	Format  string `json:"format"`
+	Version int    `json:"version"`
+	Tool    string `json:"tool"` // program and version that wrote it
+
+	ID    string     `json:"id"`
+	Label string     `json:"label,omitempty"` // the operator's words
+	Type  BackupType `json:"type"`
+	// Parent is the backup that blocks were compared with. Nothing depends on
+	// its being kept.
+	Parent string `json:"parent,omitempty"`
+
+	SystemID       SystemID `json:"system_identifier"`
+	Major          int      `json:"major"`
+	ControlVersion uint32   `json:"control_version"`
+	CatalogVersion uint32   `json:"catalog_version"`
+	BlockSize      uint32   `json:"block_size"`
+	WALSegmentSize uint32   `json:"wal_segment_size"`
+	Checksums      bool     `json:"data_checksums"` // the cluster has data checksums
+
+	Start Point `json:"start"` // redo of the checkpoint that the copy began after
+	// Checkpoint is the position of that checkpoint's record.
+	Checkpoint wal.LSN `json:"checkpoint"`
+	Stop       Point   `json:"stop"` // replay to here makes the copy consistent
+
+	Began    time.Time `json:"began"`
+	Finished time.Time `json:"finished"`
+
+	Source Origin `json:"source"`
+
+	Tablespaces []Tablespace `json:"tablespaces,omitempty"`
+	WAL         []WALRange   `json:"wal"` // the segments that a restore needs at least
+	History     []string     `json:"history,omitempty"`
+
+	Files       int64 `json:"files"`
+	ClusterSize int64 `json:"cluster_size"` // of all files
+	Blocks      int64 `json:"blocks"`
+	ZeroBlocks  int64 `json:"zero_blocks"`
+	OldBlocks   int64 `json:"old_blocks"`  // referenced, stored by an earlier backup
+	NewBlocks   int64 `json:"new_blocks"`  // stored by this backup
+	NewSize     int64 `json:"new_size"`    // of the new blocks before compression
+	StoredSize  int64 `json:"stored_size"` // of this backup's packs
+	PackCount   int   `json:"packs"`       // that the manifest names
+
+	// Findings are the blocks whose checksum was wrong when they were read,
+	// at most MaxFindings of them; FindingCount is their true number.
+	Findings     []Finding `json:"findings,omitempty"`
+	FindingCount int64     `json:"finding_count"`
+
+	// What a restore writes besides the files: pg_control as it has to be, and
+	// the text of backup_label and tablespace_map.
+	Control       []byte `json:"control"`
+	BackupLabel   string `json:"backup_label"`
+	TablespaceMap string `json:"tablespace_map,omitempty"`
+
+	Encryption json.RawMessage `json:"encryption,omitempty"` // reserved
+
+	// Where the table of packs begins: a block number of the manifest object.
+	PackTable uint32 `json:"pack_table"`
+
+	// ManifestSize is the size of the manifest object. It is not part of the
+	// manifest; reading it fills it in.
+	ManifestSize int64 `json:"-"`
+}
+
+// MaxFindings bounds the list of findings in a summary.
+const MaxFindings = 1000
+
+// BackupType says how a backup was made. Both kinds restore alone.
+type BackupType string
+
+// The types.
+const (
+	Full        BackupType = "full"        // every block was stored
+	Incremental BackupType = "incremental" // blocks that did not change are referenced
+)
+
+// SystemID is a system identifier, a string in JSON: it does not fit a
+// double-precision number.
+type SystemID uint64
+
+// Point is a position in the WAL of one timeline.
+type Point struct {
+	LSN      wal.LSN        `json:"lsn"`
+	Timeline wal.TimelineID `json:"timeline"`
+}
+
+func (p Point) String() string { return fmt.Sprintf("%s on timeline %d", p.LSN, p.Timeline) }
+
+// WALRange is a run of segments of one timeline, both ends included.
+type WALRange struct {
+	Timeline wal.TimelineID `json:"timeline"`
+	First    string         `json:"first"` // file names
+	Last     string         `json:"last"`
+}
+
+// Origin says where a backup was taken from.
+type Origin struct {
+	Host   string `json:"host,omitempty"`
+	Data   string `json:"data_directory,omitempty"`
+	Role   string `json:"role"`   // "primary" or "standby"
+	Access string `json:"access"` // "files" or "sql"
+	Server string `json:"server"` // the version in full
+}
+
+// Tablespace is a tablespace as it was when the backup was taken.
+type Tablespace struct {
+	OID  uint32 `json:"oid"`
+	Path string `json:"path"`
+	Name string `json:"name,omitempty"`
+}
+
+// Finding is a block that was found damaged while it was backed up.
+type Finding struct {
+	Path     string  `json:"path"`
+	Block    uint32  `json:"block"` // in the relation fork, over all its segments
+	Relation string  `json:"relation,omitempty"`
+	Found    uint16  `json:"found"`    // the checksum in the page
+	Expected uint16  `json:"expected"` // the checksum of the page
+	LSN      wal.LSN `json:"page_lsn"`
+}
+
+// MarshalText writes decimal digits.
+func (s SystemID) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%d", uint64(s)), nil }
+
+// UnmarshalText reads decimal digits.
+func (s *SystemID) UnmarshalText(b []byte) error {
+	id, err := parseSystemID(string(b))
+	*s = SystemID(id)
+	return err
+}
+
+// Validate checks what a reader relies on.
+func (s *Summary) Validate() error {
+	switch {
+	case s.Format != manifestFormat:
+		return errors.New("not a manifest")
+	case s.Version != manifestVersion:
+		return fmt.Errorf("manifest version %d: %w", s.Version, ErrUnknownFormat)
+	case len(s.Encryption) != 0:
+		return fmt.Errorf("encrypted: %w", ErrUnknownFormat)
+	case s.BlockSize < 1024 || s.BlockSize > 32768 || s.BlockSize&(s.BlockSize-1) != 0:
+		return fmt.Errorf("block size %d", s.BlockSize)
+	case !wal.SegmentSize(s.WALSegmentSize).Valid():
+		return fmt.Errorf("WAL segment size %d", s.WALSegmentSize)
+	case s.Start.Timeline == 0 || s.Stop.Timeline == 0 || s.Stop.LSN < s.Start.LSN:
+		return fmt.Errorf("range from %s to %s", s.Start, s.Stop)
+	}
+	return nil
+}
+
+// Took is how long the backup took.
+func (s *Summary) Took() time.Duration { return s.Finished.Sub(s.Began) }

@@ -1,0 +1,484 @@
+package repo
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"runtime"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"tidemark/internal/exit"
+	"tidemark/pkg/wal"
+)
+
+// WAL files are stored in blocks of walBlock bytes, a frame each, so that
+// several processors work on one segment. Part of the format, do not change.
+const (
+	walBlock    = 1 << 20
+	maxTextFile = 16 << 20 // .history and .backup files are a few lines
+)
+
+// ErrNotArchived is returned when the archive provably lacks a WAL file: the
+// repository answered, and the file is not in it. Any other error is a fault.
+var ErrNotArchived = fmt.Errorf("not in the archive: %w", ErrNotExist)
+
+// WALConflictError says that the archive holds something else under a name.
+type WALConflictError struct {
+	Name   string
+	Offset int64 // the first block that differs begins here; -1 when the sizes differ
+}
+
+func (e *WALConflictError) Error() string {
+	if e.Offset < 0 {
+		return fmt.Sprintf("the archive holds a %s of another size", e.Name)
+	}
+	return fmt.Sprintf("the archive holds a %s with other content (from offset %d on)", e.Name, e.Offset)
+}
+
+// WALPush is what PushWAL did.
+type WALPush struct {
+	Existed bool  // the archive had it already, with the same content
+	Size    int64 // of the file
+	Stored  int64 // of the object; 0 when Existed
+}
+
+// walObject returns the header of the object that holds a WAL file.
+func (c *Cluster) walObject(f wal.FileName) header {
+	return header{Kind: kindWAL, SystemID: c.systemID, MaxBlock: walBlock,
+		Name: fmt.Sprintf("%swal/%08X/%s.zst", c.prefix, uint32(f.Timeline), f)}
+}
+
+func parseWALName(name string) (wal.FileName, error) {
+	f, ok := wal.ParseFileName(name)
+	if !ok {
+		return f, exit.New(exit.Refused, "give the name of a segment, or of a .partial, .history or .backup file",
+			"%q is not the name of a WAL file", name)
+	}
+	return f, nil
+}
+
+// PushWAL stores a WAL file: a segment, or a .partial, .history or .backup
+// file. It is durable when PushWAL returns. A segment is checked first: it has
+// to be of this cluster, and be the segment that its name says. What the
+// archive holds already is compared: the same content is success, other
+// content is a *WALConflictError, and nothing is ever replaced.
+func (c *Cluster) PushWAL(ctx context.Context, name string, content io.ReaderAt, size int64) (WALPush, error) {
+	f, err := parseWALName(name)
+	if err != nil {
+		return WALPush{}, err
+	}
+	if err := c.checkWAL(f, content, size); err != nil {
+		return WALPush{}, err
+	}
+	h := c.walObject(f)
+	push := WALPush{Size: size}
+	err = c.driver.Put(ctx, h.Name, func(w io.Writer) error {
+		obj, err := newObjectWriter(w, h)
+		if err != nil {
+			return err
+		}
+		if err := writeWAL(ctx, obj, content, size); err != nil {
+			return err
+		}
+		if err := obj.finish(); err != nil {
+			return err
+		}
+		push.Stored = obj.off
+		return nil
+	})
+	if errors.Is(err, ErrExist) {
+		return WALPush{Existed: true, Size: size}, c.compareWAL(ctx, h, name, content, size)
+	}
+	if err != nil {
+		return WALPush{}, fmt.Errorf("storing %s in %s: %w", name, c.repo.Location(), err)
+	}
+	return push, nil
+}
+
+// writeWAL compresses the blocks of a file in parallel and writes them in order.
+func writeWAL(ctx context.Context, obj *objectWriter, content io.ReaderAt, size int64) error {
+	type frame struct {
+		stored *[]byte
+		info   blockInfo
+	}
+	workers := runtime.GOMAXPROCS(0)
+	queue := make(chan chan frame, workers)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer close(queue)
+		for off := int64(0); off < size; off += walBlock {
+			slot := make(chan frame, 1)
+			select {
+			case queue <- slot:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			g.Go(func() error {
+				defer close(slot)
+				raw := getBuffer(int(min(walBlock, size-off)))
+				defer putBuffer(raw)
+				if _, err := content.ReadAt(*raw, off); err != nil && !errors.Is(err, io.EOF) {
+					return fmt.Errorf("reading at %d: %w", off, err)
+				}
+				z := getBuffer(0)
+				*z = compress(LevelFast, *raw, (*z)[:0])
+				slot <- frame{z, blockInfo{uint32(len(*raw)), HashBlock(*raw)}}
+				return nil
+			})
+		}
+		return nil
+	})
+	g.Go(func() error {
+		for slot := range queue {
+			fr, ok := <-slot
+			if !ok {
+				return nil // its maker returns the error
+			}
+			if err := obj.add(*fr.stored, []blockInfo{fr.info}); err != nil {
+				return err
+			}
+			putBuffer(fr.stored)
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// compareWAL compares a file with what the archive holds, reading all of it:
+// the server deletes its copy when this succeeds.
+func (c *Cluster) compareWAL(ctx context.Context, h header, name string, content io.ReaderAt, size int64) error {
+	idx, err := readIndex(ctx, c.driver, h, 0)
+	if err != nil {
+		return err
+	}
+	if idx.raw != size {
+		return conflict(&WALConflictError{Name: name, Offset: -1})
+	}
+	off := int64(0)
+	ours := make([]byte, walBlock)
+	return idx.checkAll(ctx, c.driver, func(raw []byte) error {
+		b := ours[:len(raw)]
+		if _, err := content.ReadAt(b, off); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if !bytes.Equal(b, raw) {
+			return conflict(&WALConflictError{Name: name, Offset: off})
+		}
+		off += int64(len(raw))
+		return nil
+	})
+}
+
+func conflict(err *WALConflictError) error {
+	return exit.Hint(err, "two servers archive under one name: is this a clone, or a standby that was promoted by deleting its signal file? "+
+		"Set archive_mode = off on the one that should not archive, or give it its own repository; nothing was changed")
+}
+
+// checkWAL checks that a file is what its name says, and this cluster's.
+func (c *Cluster) checkWAL(f wal.FileName, content io.ReaderAt, size int64) error {
+	if f.Kind == wal.FileHistory || f.Kind == wal.FileBackupHistory {
+		if size == 0 || size > maxTextFile {
+			return refuseWAL(f, "a %s file of %d bytes", f.Kind, size)
+		}
+		return nil
+	}
+	if !wal.SegmentSize(size).Valid() || size > int64(wal.MaxSegmentSize) {
+		return refuseWAL(f, "it has %d bytes, which is not the size of a segment", size)
+	}
+	first := make([]byte, wal.LongHeaderSize)
+	if _, err := content.ReadAt(first, 0); err != nil {
+		return fmt.Errorf("reading %s: %w", f, err)
+	}
+	h, err := wal.ParsePageHeader(first)
+	if err != nil {
+		return refuseWAL(f, "%v", err)
+	}
+	if err := h.Validate(); err != nil {
+		return refuseWAL(f, "its first page header is wrong: %v", err)
+	}
+	switch n, ok := f.Number(wal.SegmentSize(size)); {
+	case !h.Long():
+		return refuseWAL(f, "its first page has no long header")
+	case h.SystemID != c.systemID:
+		return refuseWAL(f, "it was written by the cluster with system identifier %d, the repository's folder is that of %d", h.SystemID, c.systemID)
+	case int64(h.SegmentSize) != size:
+		return refuseWAL(f, "it has %d bytes, its header says %d", size, h.SegmentSize)
+	case !ok || h.Address != wal.SegmentSize(size).Start(n):
+		return refuseWAL(f, "its header says that it begins at %s", h.Address)
+	case h.Timeline > f.Timeline:
+		return refuseWAL(f, "its header says timeline %s", h.Timeline)
+	}
+	if f.Kind == wal.FilePartial {
+		return nil // what follows the end of the timeline may be anything
+	}
+	return checkPages(f, h, content, size)
+}
+
+// checkPages checks that every page of a complete segment is in its place: it
+// has the right address, or is empty.
+func checkPages(f wal.FileName, first wal.PageHeader, content io.ReaderAt, size int64) error {
+	buf := getBuffer(walBlock)
+	defer putBuffer(buf)
+	page := int64(first.PageSize)
+	for off := int64(0); off < size; off += walBlock {
+		if _, err := content.ReadAt(*buf, off); err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("reading %s at %d: %w", f, off, err)
+		}
+		for at := int64(0); at < walBlock; at += page {
+			b := (*buf)[at : at+page]
+			h, err := wal.ParsePageHeader(b)
+			if err != nil {
+				return refuseWAL(f, "%v", err)
+			}
+			if h.Magic == first.Magic && h.Address == first.Address+wal.LSN(off+at) {
+				continue
+			}
+			if !isZero(b) {
+				return refuseWAL(f, "the page at offset %d is not a page of this segment", off+at)
+			}
+		}
+	}
+	return nil
+}
+
+func refuseWAL(f wal.FileName, format string, args ...any) error {
+	return exit.New(exit.Refused, "the repository was not changed; look at the file with pg_waldump",
+		"%s is refused: %s", f, fmt.Sprintf(format, args...))
+}
+
+// WALFile is a WAL file in the archive, open for reading. Blocks are decoded
+// and checked when they are read.
+type WALFile struct {
+	ctx    context.Context
+	idx    *objectIndex
+	frames *frameCache
+}
+
+// OpenWAL opens a WAL file of the archive; ErrNotArchived where there is none.
+// ctx governs the reads as well.
+func (c *Cluster) OpenWAL(ctx context.Context, name string) (*WALFile, error) {
+	f, err := parseWALName(name)
+	if err != nil {
+		return nil, err
+	}
+	idx, err := readIndex(ctx, c.driver, c.walObject(f), 0)
+	if errors.Is(err, ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", name, ErrNotArchived)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for i, fr := range idx.frames {
+		if fr.blocks != 1 || fr.raw != walBlock && i != len(idx.frames)-1 {
+			return nil, &CorruptError{Object: idx.path, Offset: fr.offset, Part: "index", Reason: "its blocks are not those of a WAL file"}
+		}
+	}
+	return &WALFile{ctx: ctx, idx: idx, frames: newFrameCache(c.driver, 4*walBlock)}, nil
+}
+
+// Size is the file's size.
+func (f *WALFile) Size() int64 { return f.idx.raw }
+
+// Close does nothing.
+func (f *WALFile) Close() error { return nil }
+
+// ReadAt implements io.ReaderAt.
+func (f *WALFile) ReadAt(p []byte, off int64) (int, error) {
+	n := 0
+	for n < len(p) {
+		if off >= f.idx.raw {
+			return n, io.EOF
+		}
+		raw, err := f.frames.get(f.ctx, f.idx, int(off/walBlock))
+		if err != nil {
+			return n, err
+		}
+		k := copy(p[n:], raw[off%walBlock:])
+		n, off = n+k, off+int64(k)
+	}
+	return n, nil
+}
+
+// FetchWAL writes a WAL file to w, each block after it was checked, and
+// returns its size. ErrNotArchived means that the archive lacks it; with any
+// other error w may have received a part.
+func (c *Cluster) FetchWAL(ctx context.Context, name string, w io.Writer) (int64, error) {
+	f, err := c.OpenWAL(ctx, name)
+	if err != nil {
+		return 0, err
+	}
+	var buf []byte
+	for i := range f.idx.frames {
+		if buf, err = f.idx.readFrame(ctx, c.driver, i, buf); err != nil {
+			return 0, err
+		}
+		if _, err := w.Write(buf); err != nil {
+			return 0, err
+		}
+	}
+	return f.idx.raw, nil
+}
+
+// HasWAL reports whether the archive holds a WAL file.
+func (c *Cluster) HasWAL(ctx context.Context, name string) (bool, error) {
+	f, err := parseWALName(name)
+	if err != nil {
+		return false, err
+	}
+	obj, err := c.driver.Get(ctx, c.walObject(f).Name, 0, 0)
+	if errors.Is(err, ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, obj.Close()
+}
+
+// SegmentRun is a run of consecutive segments, both ends included.
+type SegmentRun struct {
+	First, Last wal.SegmentNumber
+}
+
+// WALCoverage is what the archive holds of one timeline.
+type WALCoverage struct {
+	Timeline wal.TimelineID
+	Runs     []SegmentRun        // ascending; between two runs is a gap
+	Partials []wal.SegmentNumber // segments of which a .partial file is there
+	History  bool                // the .history file is there
+	Segments int
+	Stored   int64 // bytes of all objects
+}
+
+// Has reports whether segment n is there in full.
+func (w *WALCoverage) Has(n wal.SegmentNumber) bool {
+	_, ok := slices.BinarySearchFunc(w.Runs, n, func(r SegmentRun, n wal.SegmentNumber) int {
+		switch {
+		case r.Last < n:
+			return -1
+		case r.First > n:
+			return 1
+		}
+		return 0
+	})
+	return ok
+}
+
+// WALCoverage lists the archive per timeline, ascending. size is the cluster's
+// segment size; 0 asks the archive itself.
+func (c *Cluster) WALCoverage(ctx context.Context, size wal.SegmentSize) ([]*WALCoverage, error) {
+	if size == 0 {
+		var err error
+		if size, err = c.SegmentSize(ctx); err != nil {
+			return nil, err
+		}
+	}
+	byTimeline := map[wal.TimelineID]*WALCoverage{}
+	numbers := map[wal.TimelineID][]wal.SegmentNumber{}
+	err := c.listWAL(ctx, func(f wal.FileName, stored int64) error {
+		w := byTimeline[f.Timeline]
+		if w == nil {
+			w = &WALCoverage{Timeline: f.Timeline}
+			byTimeline[f.Timeline] = w
+		}
+		w.Stored += stored
+		switch f.Kind {
+		case wal.FileHistory:
+			w.History = true
+		case wal.FilePartial:
+			if n, ok := f.Number(size); ok {
+				w.Partials = append(w.Partials, n)
+			}
+		case wal.FileSegment:
+			if n, ok := f.Number(size); ok {
+				numbers[f.Timeline] = append(numbers[f.Timeline], n)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]*WALCoverage, 0, len(byTimeline))
+	for tli, w := range byTimeline {
+		w.Segments = len(numbers[tli])
+		w.Runs = segmentRuns(numbers[tli])
+		slices.Sort(w.Partials)
+		out = append(out, w)
+	}
+	slices.SortFunc(out, func(a, b *WALCoverage) int { return int(int64(a.Timeline) - int64(b.Timeline)) })
+	return out, nil
+}
+
+func segmentRuns(numbers []wal.SegmentNumber) []SegmentRun {
+	slices.Sort(numbers)
+	var runs []SegmentRun
+	for _, n := range numbers {
+		if k := len(runs); k > 0 && runs[k-1].Last+1 == n {
+			runs[k-1].Last = n
+			continue
+		}
+		runs = append(runs, SegmentRun{n, n})
+	}
+	return runs
+}
+
+func (c *Cluster) listWAL(ctx context.Context, each func(f wal.FileName, stored int64) error) error {
+	return c.driver.List(ctx, c.prefix+"wal/", func(i ObjectInfo) error {
+		f, ok := wal.ParseFileName(strings.TrimSuffix(path.Base(i.Name), ".zst"))
+		if !ok || c.walObject(f).Name != i.Name {
+			return nil
+		}
+		return each(f, i.Size)
+	})
+}
+
+// SegmentSize returns the cluster's WAL segment size as the archive knows it,
+// 0 when it holds no segment.
+func (c *Cluster) SegmentSize(ctx context.Context) (wal.SegmentSize, error) {
+	c.segSize.Lock()
+	defer c.segSize.Unlock()
+	if c.segSize.size != 0 {
+		return wal.SegmentSize(c.segSize.size), nil
+	}
+	var found wal.FileName
+	stop := errors.New("found")
+	err := c.listWAL(ctx, func(f wal.FileName, _ int64) error {
+		if f.Kind == wal.FileSegment {
+			found = f
+			return stop
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, stop) {
+		return 0, err
+	}
+	if found.Kind == 0 {
+		return 0, nil
+	}
+	idx, err := readIndex(ctx, c.driver, c.walObject(found), 0)
+	if err != nil {
+		return 0, err
+	}
+	c.segSize.size = uint32(idx.raw)
+	return wal.SegmentSize(idx.raw), nil
+}
+
+var zeros [64 << 10]byte
+
+// isZero reports whether b is all zero.
+func isZero(b []byte) bool {
+	for len(b) > len(zeros) {
+		if !bytes.Equal(b[:len(zeros)], zeros[:]) {
+			return false
+		}
+		b = b[len(zeros):]
+	}
+	return bytes.Equal(b, zeros[:len(b)])
+}
