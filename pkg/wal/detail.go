@@ -35,25 +35,25 @@ func (l WALLevel) String() string {
 // Checkpoint is an XLOG_CHECKPOINT_SHUTDOWN or XLOG_CHECKPOINT_ONLINE record
 // (CheckPoint, catalog/pg_control.h).
 type Checkpoint struct {
-	Shutdown          bool
-	Redo              LSN
-	Timeline          TimelineID
-	PrevTimeline      TimelineID // differs from Timeline when a timeline begins here
-	FullPageWrites    bool
-	WALLevel          WALLevel // 17+
-	HasWALLevel       bool     // whether this version records it
-	NextXID           uint64   // with the epoch in the upper half
-	NextOID           uint32
-	NextMulti         uint32
-	NextMultiOffset   uint32
-	OldestXID         uint32
-	OldestXIDDatabase uint32
-	OldestMulti       uint32
-	OldestMultiDB     uint32
-	Time              time.Time // to the second
-	OldestCommitTsXID uint32
-	NewestCommitTsXID uint32
-	OldestActiveXID   uint32
+	Shutdown            bool
+	Redo                LSN
+	Timeline            TimelineID
+	PrevTimeline        TimelineID // differs from Timeline when a timeline begins here
+	FullPageWrites      bool
+	WALLevel            WALLevel // 17+
+	HasWALLevel         bool     // whether this version records it
+	NextXID             uint64   // with the epoch in the upper half
+	NextOID             uint32
+	NextMulti           uint32
+	NextMultiOffset     uint32
+	OldestXID           uint32
+	OldestXIDDatabase   uint32
+	OldestMulti         uint32
+	OldestMultiDatabase uint32
+	Time                time.Time // to the second
+	OldestCommitTsXID   uint32
+	NewestCommitTsXID   uint32
+	OldestActiveXID     uint32
 }
 
 // CheckpointRedo is an XLOG_CHECKPOINT_REDO record (17+): its position is the

@@ -51,7 +51,10 @@ type TornTail struct{ Stop }
 
 // Corruption is damage inside the log: what stands at End cannot be read
 // although the log goes on behind it, or is of another cluster or version.
-type Corruption struct{ Stop }
+type Corruption struct {
+	Stop
+	Resumes LSN // a page or record behind the damage that is in its place; 0 when unknown
+}
 
 func (s *Stop) describe(what string) string {
 	at := ""
@@ -61,9 +64,15 @@ func (s *Stop) describe(what string) string {
 	return fmt.Sprintf("%s at %s%s (segment %d, offset %d): %v", what, s.End, at, s.Segment, s.Offset, s.Cause)
 }
 
-func (e *EndOfLog) Error() string   { return e.describe("end of WAL") }
-func (e *TornTail) Error() string   { return e.describe("incomplete last WAL record") }
-func (e *Corruption) Error() string { return e.describe("corrupt WAL") }
+func (e *EndOfLog) Error() string { return e.describe("end of WAL") }
+func (e *TornTail) Error() string { return e.describe("incomplete last WAL record") }
+func (e *Corruption) Error() string {
+	s := e.describe("corrupt WAL")
+	if e.Resumes != 0 {
+		s += fmt.Sprintf("; the log goes on at %s", e.Resumes)
+	}
+	return s
+}
 
 // Unwrap returns the cause.
 func (e *EndOfLog) Unwrap() error { return e.Cause }

@@ -9,6 +9,7 @@ type Format struct {
 	PageMagic uint16 // XLOG_PAGE_MAGIC, access/xlog_internal.h
 
 	imageBits     imageBits // meaning of bimg_info, access/xlogrecord.h
+	toplevelXID   bool      // XLR_BLOCK_ID_TOPLEVEL_XID is known (14+)
 	customRmgrs   bool      // resource managers 128-255 may be used (15+)
 	dbaseDrop     uint8     // info of XLOG_DBASE_DROP, commands/dbcommands_xlog.h
 	dbaseWALLog   uint8     // info of XLOG_DBASE_CREATE_WAL_LOG; noInfo where absent
@@ -35,11 +36,11 @@ var (
 // formats is the table of versions. A new major version is one row.
 var formats = [...]Format{
 	{Major: 13, PageMagic: 0xD106, imageBits: imageBits13, dbaseDrop: 0x10, dbaseWALLog: noInfo},
-	{Major: 14, PageMagic: 0xD10D, imageBits: imageBits13, dbaseDrop: 0x10, dbaseWALLog: noInfo},
-	{Major: 15, PageMagic: 0xD110, imageBits: imageBits15, dbaseDrop: 0x20, dbaseWALLog: 0x10, customRmgrs: true, xactStats: 12},
-	{Major: 16, PageMagic: 0xD113, imageBits: imageBits15, dbaseDrop: 0x20, dbaseWALLog: 0x10, customRmgrs: true, xactStats: 12},
-	{Major: 17, PageMagic: 0xD116, imageBits: imageBits15, dbaseDrop: 0x20, dbaseWALLog: 0x10, customRmgrs: true, xactStats: 12, checkpointWAL: true},
-	{Major: 18, PageMagic: 0xD118, imageBits: imageBits15, dbaseDrop: 0x20, dbaseWALLog: 0x10, customRmgrs: true, xactStats: 16, checkpointWAL: true},
+	{Major: 14, toplevelXID: true, PageMagic: 0xD10D, imageBits: imageBits13, dbaseDrop: 0x10, dbaseWALLog: noInfo},
+	{Major: 15, toplevelXID: true, PageMagic: 0xD110, imageBits: imageBits15, dbaseDrop: 0x20, dbaseWALLog: 0x10, customRmgrs: true, xactStats: 12},
+	{Major: 16, toplevelXID: true, PageMagic: 0xD113, imageBits: imageBits15, dbaseDrop: 0x20, dbaseWALLog: 0x10, customRmgrs: true, xactStats: 12},
+	{Major: 17, toplevelXID: true, PageMagic: 0xD116, imageBits: imageBits15, dbaseDrop: 0x20, dbaseWALLog: 0x10, customRmgrs: true, xactStats: 12, checkpointWAL: true},
+	{Major: 18, toplevelXID: true, PageMagic: 0xD118, imageBits: imageBits15, dbaseDrop: 0x20, dbaseWALLog: 0x10, customRmgrs: true, xactStats: 16, checkpointWAL: true},
 }
 
 // Formats returns the known versions in ascending order.
