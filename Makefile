@@ -52,6 +52,7 @@ lint: ## gofmt, vet, staticcheck, the import arrows
 
 demo: build ## a cluster through backup, switchover, crash, failover, rewind and recovery
 	@scripts/postgres.sh 15
+	@$(GO) build -o $(BIN)/ ./examples/ledger
 	@examples/failover-playbook.sh
 
 fixtures: ## write testdata/ anew with servers of all six majors

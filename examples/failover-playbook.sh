@@ -6,12 +6,13 @@
 #   examples/failover-playbook.sh [DIR]
 #
 # DIR is a scratch directory, by default a new one that is removed at the end.
-# Besides the five commands it uses initdb, pg_ctl, psql and pgbench. Run as
-# root it hands the nodes to an unprivileged user.
+# Besides the five commands and the client examples/ledger it uses initdb, pg_ctl,
+# psql and pgbench. Run as root it hands the nodes to an unprivileged user.
 set -euo pipefail
-here=$(cd "$(dirname "$0")/.." && pwd)
 
 # ------------------------------------------------------------------ settings
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+bin=${TIDEMARK_DEMO_BIN:-$root/bin}       # where the commands are
 scale=${TIDEMARK_DEMO_SCALE:-10}          # pgbench's scale: 10 is about 150 MB
 rate=${TIDEMARK_DEMO_RATE:-150}           # transactions a second
 lonely=25                                 # rows written to the abandoned primary
@@ -69,10 +70,10 @@ for program in psql pgbench; do
 	command -v "$program" >/dev/null || PATH=$PATH:$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -n 1)
 	command -v "$program" >/dev/null || die "$program is missing: install PostgreSQL's client programs"
 done
-pgbin=${TIDEMARK_DEMO_BINDIR:-$("$here/scripts/postgres.sh" 15 | sed 's/^.*: //')}
+pgbin=${TIDEMARK_DEMO_BINDIR:-$("$root/scripts/postgres.sh" 15 | sed 's/^.*: //')}
 [ -x "$pgbin/initdb" ] || die "there is no initdb in $pgbin"
-for command in dbbackup dbrecover dbrewind dbrepl dbctl; do
-	[ -x "$here/bin/$command" ] || die "bin/$command is missing: run make build"
+for command in dbbackup dbrecover dbrewind dbrepl dbctl ledger; do
+	[ -x "$bin/$command" ] || die "$bin/$command is missing: run make demo"
 done
 
 if [ $# -gt 0 ]; then
@@ -83,8 +84,7 @@ fi
 [ ${#dir} -le 80 ] || die "$dir is too long for the name of a socket"
 mkdir -p "$dir/bin" "$dir/run" "$dir/repo"
 # The server's archive_command must be able to run them, whoever it runs as.
-cp "$here"/bin/db* "$dir/bin/"
-(cd "$here" && go build -o "$dir/bin/ledger" ./examples/ledger)
+cp "$bin"/db* "$bin/ledger" "$dir/bin/"
 chmod 755 "$dir" "$dir/bin"
 if [ "$(id -u)" = 0 ]; then
 	id "$user" >/dev/null 2>&1 || user=nobody
