@@ -1,9 +1,58 @@
 package volume
 
 import (
+	"bytes"
+	"encoding/binary"
 	"math/rand/v2"
 	"testing"
 )
+
+// slowChecksum is the algorithm word by word, as it is described.
+func slowChecksum(page []byte, block uint32) uint16 {
+	if len(page) < PageHeaderSize || len(page)%128 != 0 {
+		return 0
+	}
+	copied := bytes.Clone(page)
+	copied[8], copied[9] = 0, 0
+	sums := checksumBasis
+	step := func(lane int, word uint32) {
+		x := sums[lane] ^ word
+		sums[lane] = x*checksumPrime ^ x>>17
+	}
+	for i := 0; i < len(copied); i += 4 {
+		step(i/4%32, binary.LittleEndian.Uint32(copied[i:]))
+	}
+	var sum uint32
+	for lane := range sums {
+		step(lane, 0)
+		step(lane, 0)
+		sum ^= sums[lane]
+	}
+	return uint16((sum^block)%65535 + 1)
+}
+
+func TestChecksum(t *testing.T) {
+	rng := rand.NewChaCha8([32]byte{1})
+	for _, size := range []int{1024, 2048, 4096, 8192, 16384, 32768} {
+		page := make([]byte, size)
+		for block := range uint32(64) {
+			if got, want := Checksum(page, block), slowChecksum(page, block); got != want {
+				t.Fatalf("%d bytes, block %d: %#x, want %#x", size, block, got, want)
+			}
+			before := Checksum(page, block)
+			page[8]++ // the field itself does not count
+			if Checksum(page, block) != before {
+				t.Fatal("the checksum depends on itself")
+			}
+			_, _ = rng.Read(page)
+		}
+	}
+	for _, size := range []int{0, 1, 24, 127, 129, 8191} {
+		if Checksum(make([]byte, size), 0) != 0 {
+			t.Errorf("%d bytes have a checksum", size)
+		}
+	}
+}
 
 func BenchmarkChecksum(b *testing.B) {
 	// More than the caches hold, so that memory is part of the picture.
