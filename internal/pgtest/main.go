@@ -35,6 +35,9 @@ var base string
 // (PostgreSQL does not run as root), runs the tests and exits.
 func Main(m *testing.M, commands ...string) {
 	flag.Parse()
+	if fuzzing() {
+		os.Exit(m.Run())
+	}
 	if err := setUp(commands); err != nil {
 		fmt.Fprintln(os.Stderr, "pgtest:", err)
 		os.Exit(2)
@@ -52,6 +55,13 @@ func Main(m *testing.M, commands ...string) {
 	code := m.Run()
 	tearDown()
 	os.Exit(code)
+}
+
+// fuzzing tells whether `go test -fuzz` runs: fuzz targets need no server, and
+// write what they find where only the user who started them may.
+func fuzzing() bool {
+	f := flag.Lookup("test.fuzz")
+	return f != nil && f.Value.String() != ""
 }
 
 func setUp(commands []string) error {
