@@ -16,7 +16,7 @@ type ErrorDocument struct {
 }
 
 func newErrorDocument(code exit.Code, err error) *ErrorDocument {
-	d := &ErrorDocument{Code: int(code), Name: "other", Message: err.Error(), Hint: exit.HintOf(err)}
+	d := &ErrorDocument{Code: int(code), Name: "other", Message: err.Error(), Hint: hintFor(err)}
 	for _, r := range exit.Table() {
 		if r.Code == code {
 			d.Name = r.Name

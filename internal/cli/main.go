@@ -135,7 +135,7 @@ func (e *Env) printError(name string, code exit.Code, err error) {
 		return
 	}
 	fmt.Fprintf(e.streams.Err, "%s: %s\n", errorPrefix(code), indentRest(msg))
-	for _, line := range strings.Split(exit.HintOf(err), "\n") {
+	for _, line := range strings.Split(hintFor(err), "\n") {
 		if line != "" {
 			fmt.Fprintf(e.streams.Err, "hint: %s\n", line)
 		}
