@@ -1,0 +1,314 @@
+package postgres
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"tidemark/internal/blockcopy"
+	"tidemark/internal/exit"
+	"tidemark/pkg/volume"
+)
+
+// ServerSource reads the data directory of a running server (primary or
+// standby) over SQL. The role needs EXECUTE on pg_ls_dir(text,bool,bool),
+// pg_stat_file(text,bool) and pg_read_binary_file(text,bigint,bigint,bool), and
+// nothing else.
+//
+// Each Fetch uses a session of its own, so as many may run at once as the
+// server has room for.
+type ServerSource struct {
+	conninfo string
+	name     string
+	major    int
+
+	mu     sync.Mutex
+	idle   []*pgx.Conn
+	closed bool
+}
+
+var _ blockcopy.Source = (*ServerSource)(nil)
+
+// OpenSource connects to the server whose files are to be read.
+func OpenSource(ctx context.Context, conninfo string) (*ServerSource, error) {
+	conn, err := Connect(ctx, conninfo)
+	if err != nil {
+		return nil, err
+	}
+	cfg := conn.Config()
+	name := fmt.Sprintf("server host=%s port=%d user=%s", QuoteValue(cfg.Host), cfg.Port, QuoteValue(cfg.User))
+	return &ServerSource{conninfo: conninfo, name: name, major: ServerMajor(conn.PgConn()), idle: []*pgx.Conn{conn}}, nil
+}
+
+// Name names the server without secrets.
+func (s *ServerSource) Name() string { return s.name }
+
+// Major is the server's major version.
+func (s *ServerSource) Major() int { return s.major }
+
+// Close ends the sessions. Those in use end when their Fetch does.
+func (s *ServerSource) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, conn := range s.idle {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		conn.Close(ctx)
+		cancel()
+	}
+	s.idle = nil
+	return nil
+}
+
+// acquire takes an idle session or opens one.
+func (s *ServerSource) acquire(ctx context.Context) (*pgx.Conn, error) {
+	s.mu.Lock()
+	if n := len(s.idle); n > 0 {
+		conn := s.idle[n-1]
+		s.idle = s.idle[:n-1]
+		s.mu.Unlock()
+		return conn, nil
+	}
+	s.mu.Unlock()
+	return Connect(ctx, s.conninfo)
+}
+
+func (s *ServerSource) release(conn *pgx.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || conn.IsClosed() || conn.PgConn().IsBusy() {
+		conn.Close(context.Background())
+		return
+	}
+	s.idle = append(s.idle, conn)
+}
+
+// listing walks the data directory in one statement, parents before children.
+// pg_stat_file follows the links of pg_tblspc, so the walk goes through them;
+// a file that vanishes between the two calls has no size.
+const listing = `
+WITH RECURSIVE tree(depth, path, size, modified, directory) AS (
+	SELECT 1, top.name, st.size, st.modification, st.isdir
+	FROM pg_ls_dir('.', true, false) AS top(name), pg_stat_file(top.name, true) AS st
+  UNION ALL
+	SELECT depth + 1, tree.path || '/' || entry.name, st.size, st.modification, st.isdir
+	FROM tree, pg_ls_dir(tree.path, true, false) AS entry(name), pg_stat_file(tree.path || '/' || entry.name, true) AS st
+	WHERE tree.directory
+)
+SELECT path, size, modified, directory, CASE WHEN ts.oid IS NOT NULL THEN pg_tablespace_location(ts.oid) END
+FROM tree LEFT JOIN pg_tablespace AS ts ON depth = 2 AND path = 'pg_tblspc/' || ts.oid::text
+WHERE size IS NOT NULL
+ORDER BY depth`
+
+// List returns every file, directory and tablespace link of the data directory.
+func (s *ServerSource) List(ctx context.Context) ([]blockcopy.Entry, error) {
+	conn, err := s.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer s.release(conn)
+	rows, err := conn.Query(ctx, listing)
+	if err != nil {
+		return nil, s.fault("listing the files of", err)
+	}
+	var entries []blockcopy.Entry
+	var e blockcopy.Entry
+	var directory bool
+	var link pgtype.Text
+	_, err = pgx.ForEachRow(rows, []any{&e.Path, &e.Size, &e.ModTime, &directory, &link}, func() error {
+		one := e
+		if err := blockcopy.CheckPath(one.Path); err != nil {
+			return err
+		}
+		if directory {
+			one.Type, one.Size = blockcopy.Dir, 0
+		}
+		// The location of a tablespace in place is its own relative path.
+		if len(link.String) > 0 && link.String[0] == '/' {
+			one.Type, one.LinkTarget = blockcopy.Link, link.String
+		}
+		entries = append(entries, one)
+		return nil
+	})
+	if err != nil {
+		return nil, s.fault("listing the files of", err)
+	}
+	return entries, nil
+}
+
+// pieceBytes is the size of one row of a fetch: large enough to make a row's
+// cost small, small enough for both sides' memory.
+const pieceBytes = 1 << 20
+
+const fetching = `SELECT pg_read_binary_file(path, start, length, true) FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS wanted(path, start, length)`
+
+// Fetch reads the ranges with one statement: a row per piece, streamed.
+func (s *ServerSource) Fetch(ctx context.Context, ranges []blockcopy.Range, deliver blockcopy.Deliver) error {
+	type piece struct {
+		blockcopy.Range
+		of int // index of its range
+	}
+	var pieces []piece
+	for i, r := range ranges {
+		if err := blockcopy.CheckPath(r.Path); err != nil {
+			return err
+		}
+		for r.Length > 0 {
+			n := min(r.Length, pieceBytes)
+			pieces = append(pieces, piece{blockcopy.Range{Path: r.Path, Offset: r.Offset, Length: n}, i})
+			r.Offset += n
+			r.Length -= n
+		}
+	}
+	if len(pieces) == 0 {
+		return nil
+	}
+	conn, err := s.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.release(conn)
+	paths := make([]string, len(pieces))
+	starts := make([]int64, len(pieces))
+	lengths := make([]int64, len(pieces))
+	for i, p := range pieces {
+		paths[i], starts[i], lengths[i] = p.Path, p.Offset, p.Length
+	}
+	args, err := encodeArgs(conn.TypeMap(), paths, starts, lengths)
+	if err != nil {
+		return err
+	}
+	rr := conn.PgConn().ExecParams(ctx, fetching, args, nil, []int16{1, 1, 1}, []int16{1})
+	done := -1 // the range that needs nothing more
+	n := 0
+	var failed error
+	for failed == nil && rr.NextRow() {
+		if n == len(pieces) {
+			failed = errors.New("the server sent more rows than were asked for")
+			break
+		}
+		p, data := pieces[n], rr.Values()[0]
+		n++
+		switch {
+		case p.of == done:
+		case data == nil:
+			done = p.of
+			failed = deliver(p.Range, nil, true)
+		case int64(len(data)) > p.Length:
+			failed = fmt.Errorf("%s: the server sent %d bytes", p.Range, len(data))
+		default:
+			if int64(len(data)) < p.Length {
+				done = p.of
+			}
+			failed = deliver(p.Range, data, false)
+		}
+	}
+	if failed != nil {
+		// The rest of the answer is not worth reading: drop the session.
+		closing, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		conn.PgConn().Conn().Close()
+		conn.Close(closing)
+		return failed
+	}
+	if _, err := rr.Close(); err != nil {
+		at := "files of"
+		if n < len(pieces) {
+			at = pieces[n].Path + " of"
+		}
+		return s.fault("reading "+at, err)
+	}
+	if n < len(pieces) {
+		return fmt.Errorf("reading files of %s: the server sent %d rows of %d", s.name, n, len(pieces))
+	}
+	return nil
+}
+
+// encodeArgs encodes the three arrays in binary format.
+func encodeArgs(m *pgtype.Map, paths []string, starts, lengths []int64) ([][]byte, error) {
+	var out [][]byte
+	for _, arg := range []struct {
+		oid   uint32
+		value any
+	}{{pgtype.TextArrayOID, paths}, {pgtype.Int8ArrayOID, starts}, {pgtype.Int8ArrayOID, lengths}} {
+		b, err := m.Encode(arg.oid, pgx.BinaryFormatCode, arg.value, nil)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, b)
+	}
+	return out, nil
+}
+
+// fault wraps an error of the server with what was being done.
+func (s *ServerSource) fault(doing string, err error) error {
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) && !errors.Is(err, fs.ErrNotExist) {
+		return exit.Wrap(err, exit.CodeOf(err), "is the server still running? run the same command again to go on", "%s %s", doing, s.name)
+	}
+	return exit.Wrap(Explain(err), exit.CodeOf(err), "", "%s %s", doing, s.name)
+}
+
+// smallFile bounds what ReadFile returns.
+const smallFile = 64 << 20
+
+// ReadFile returns the whole content of a small file.
+func (s *ServerSource) ReadFile(ctx context.Context, path string) ([]byte, error) {
+	if err := blockcopy.CheckPath(path); err != nil {
+		return nil, err
+	}
+	conn, err := s.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer s.release(conn)
+	var data []byte
+	if err := conn.QueryRow(ctx, "SELECT pg_read_binary_file($1, 0, $2, true)", path, int64(smallFile)).Scan(&data); err != nil {
+		return nil, s.fault("reading "+path+" of", err)
+	}
+	if data == nil {
+		return nil, fmt.Errorf("reading %s of %s: %w", path, s.name, fs.ErrNotExist)
+	}
+	if len(data) == smallFile {
+		return nil, fmt.Errorf("reading %s of %s: it has more than %d bytes", path, s.name, smallFile)
+	}
+	return data, nil
+}
+
+// ReadControl reads pg_control through a source. The server may write it at
+// the same moment, so a copy that fails its checksum is read again; the same
+// bad bytes twice are an error.
+func ReadControl(ctx context.Context, src blockcopy.Source) (*volume.Control, error) {
+	const tries = 10
+	var last []byte
+	for try := 0; ; try++ {
+		data, err := src.ReadFile(ctx, "global/pg_control")
+		if err != nil {
+			return nil, err
+		}
+		c, err := volume.ParseControl(data)
+		if err == nil {
+			return c, nil
+		}
+		if bytes.Equal(data, last) || try == tries {
+			return nil, exit.Wrap(err, exit.Failed, "the server's global/pg_control is damaged, or of a version that is not supported", "reading pg_control of %s", src.Name())
+		}
+		last = data
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
