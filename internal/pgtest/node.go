@@ -555,6 +555,11 @@ func (n *Node) Promote() {
 	}
 }
 
+// LSN returns up to where a primary's WAL is durable. Unlike the insert
+// position, which may lie behind the header of a page not begun yet, it is
+// reached by every reader of the WAL.
+func (n *Node) LSN() string { n.t.Helper(); return n.SQL("SELECT pg_current_wal_flush_lsn()") }
+
 // InsertLSN returns a primary's insert position.
 func (n *Node) InsertLSN() string { n.t.Helper(); return n.SQL("SELECT pg_current_wal_insert_lsn()") }
 

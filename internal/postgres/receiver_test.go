@@ -81,7 +81,7 @@ func TestReceiver(t *testing.T) {
 		n.Exec("CREATE TABLE t AS SELECT generate_series(1, 20000) AS i")
 		middle := n.SwitchWAL()
 		n.Exec("INSERT INTO t SELECT generate_series(1, 20000)")
-		runReceiver(t, postgres.NewReceiver(o), lsn(t, n.InsertLSN()))
+		runReceiver(t, postgres.NewReceiver(o), lsn(t, n.LSN()))
 		sameFile(t, filepath.Join(dir, first), filepath.Join(n.Dir, "pg_wal", first))
 		sameFile(t, filepath.Join(dir, middle), filepath.Join(n.Dir, "pg_wal", middle))
 		partial, _ := filepath.Glob(filepath.Join(dir, "*.partial"))
@@ -102,14 +102,14 @@ func TestReceiver(t *testing.T) {
 		go func() { done <- r.Run(ctx) }()
 		waiting, stop := context.WithTimeout(ctx, pgtest.Patience)
 		defer stop()
-		if err := r.WaitFlushed(waiting, lsn(t, n.InsertLSN())); err != nil {
+		if err := r.WaitFlushed(waiting, lsn(t, n.LSN())); err != nil {
 			t.Fatal(err)
 		}
 		n.Stop()
 		standby.Promote()
 		standby.Exec("INSERT INTO t SELECT generate_series(1, 20000)")
 		segment := standby.SwitchWAL()
-		end := lsn(t, standby.InsertLSN())
+		end := lsn(t, standby.LSN())
 		if err := r.WaitFlushed(waiting, end); err != nil {
 			t.Fatalf("%v: %+v; the receiver: %v", err, r.Position(), <-done)
 		}
@@ -125,14 +125,14 @@ func TestReceiver(t *testing.T) {
 func TestReceiverForPgWAL(t *testing.T) {
 	n := pgtest.New(t, pgtest.Options{WALSegMB: 1, Config: []string{"wal_keep_size = 100MB"}})
 	dir := t.TempDir()
-	start := lsn(t, n.InsertLSN())
+	start := lsn(t, n.LSN())
 	o := postgres.ReceiveOptions{ConnInfo: n.ConnInfo(), Dir: dir, Start: start, PgWAL: true}
 	n.Exec("CREATE TABLE t AS SELECT generate_series(1, 20000) AS i")
-	runReceiver(t, postgres.NewReceiver(o), lsn(t, n.InsertLSN()))
+	runReceiver(t, postgres.NewReceiver(o), lsn(t, n.LSN()))
 	n.Exec("CREATE TABLE u AS SELECT generate_series(1, 20000) AS i")
 	segment := n.SwitchWAL()
 	// A second run goes on in the last segment, which has its final name.
-	runReceiver(t, postgres.NewReceiver(o), lsn(t, n.InsertLSN()))
+	runReceiver(t, postgres.NewReceiver(o), lsn(t, n.LSN()))
 	sameFile(t, filepath.Join(dir, segment), filepath.Join(n.Dir, "pg_wal", segment))
 	if _, err := os.Stat(filepath.Join(dir, "archive_status", segment+".done")); err != nil {
 		t.Error(err)
@@ -147,13 +147,13 @@ func TestReceiverForPgWAL(t *testing.T) {
 
 func TestReceiverOfRemovedWAL(t *testing.T) {
 	n := pgtest.New(t, pgtest.Options{WALSegMB: 1, Config: []string{"max_wal_size = 2MB", "min_wal_size = 2MB"}})
-	start := lsn(t, n.InsertLSN())
+	start := lsn(t, n.LSN())
 	for range 5 {
 		n.SwitchWAL()
 		n.Exec("CHECKPOINT")
 	}
 	r := postgres.NewReceiver(postgres.ReceiveOptions{ConnInfo: n.ConnInfo(), Dir: t.TempDir(), Start: start})
-	r.StopAt(lsn(t, n.InsertLSN()))
+	r.StopAt(lsn(t, n.LSN()))
 	if err := r.Run(t.Context()); !errors.Is(err, postgres.ErrWALRemoved) {
 		t.Errorf("got %v", err)
 	}
