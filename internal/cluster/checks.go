@@ -79,7 +79,7 @@ func checkSwitchover(p, c *Facts, followers []*Facts, lim limits) []Check {
 	l.recoveryTargets(p)
 	l.writable(c, followers)
 	l.synchronous(p, c, followers)
-	l.leftBehind(p, followers)
+	l.leftBehind(p, append([]*Facts{c}, followers...))
 	return l
 }
 
@@ -231,13 +231,13 @@ func applications(followers []*Facts) []string {
 }
 
 // leftBehind says what will not come along.
-func (l *checklist) leftBehind(p *Facts, followers []*Facts) {
+func (l *checklist) leftBehind(p *Facts, nodes []*Facts) {
 	var logical, foreign []string
 	for _, s := range p.Slots {
 		switch {
 		case s.Type == "logical":
 			logical = append(logical, s.Name)
-		case !ownSlot(s.Name, followers):
+		case !ownSlot(s.Name, nodes):
 			foreign = append(foreign, s.Name)
 		}
 	}
@@ -252,8 +252,8 @@ func (l *checklist) leftBehind(p *Facts, followers []*Facts) {
 	}
 }
 
-func ownSlot(name string, followers []*Facts) bool {
-	for _, f := range followers {
+func ownSlot(name string, nodes []*Facts) bool {
+	for _, f := range nodes {
 		if slotOf(f) == name || SlotName(f.Name) == name {
 			return true
 		}
