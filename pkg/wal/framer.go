@@ -60,6 +60,22 @@ func (f *framer) seek(lsn LSN) {
 // position returns where the next record begins, or the page boundary before it.
 func (f *framer) position() LSN { return f.pageLSN + LSN(f.off) }
 
+// boundary returns lsn, or the page boundary before it when only a page header
+// lies between. The two mean the same place in the log, and the server names
+// it by the boundary.
+func (f *framer) boundary(lsn LSN) LSN {
+	header := LSN(ShortHeaderSize)
+	if off := f.opt.SegmentSize.Offset(lsn); off == LongHeaderSize {
+		header = LongHeaderSize
+	} else if off == ShortHeaderSize {
+		return lsn // inside the long header
+	}
+	if lsn&LSN(f.opt.PageSize-1) == header {
+		return lsn - header
+	}
+	return lsn
+}
+
 // next finds the next record. False means the end of the range (reached) or a fault.
 func (f *framer) next() bool {
 	if rest := f.page[min(f.off, len(f.page)):]; len(rest) >= RecordHeaderSize {

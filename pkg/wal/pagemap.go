@@ -31,6 +31,7 @@ type Map struct {
 
 	files  map[RelFile]*FileChange
 	recent [64]*FileChange // by hash, for the next record's sake
+	plain  plainRecord     // space to work in
 }
 
 // FileChange is what the log does to one relation file.
@@ -133,26 +134,51 @@ func (m *Map) forget(drop func(RelFile) bool) {
 	maps.DeleteFunc(m.files, func(f RelFile, _ *FileChange) bool { return drop(f) })
 }
 
-// add takes in one record, of which main data is at hand where needsMain asks for it.
-func (m *Map) add(r *Record) error {
-	if m.Records == 0 {
-		m.Start = r.LSN
+// read takes in all records that r finds and returns why it stopped. first is
+// called behind the first of them.
+func (m *Map) read(r *Reader, first func()) error {
+	r.headOnly = true
+	for r.advance() {
+		if first != nil {
+			first()
+			first = nil
+		}
+		if m.Records == 0 {
+			m.Start = r.start
+		}
+		if !m.addPlain(r.raw, r.format, r.opt.BlockSize) && !m.addAny(r) {
+			break
+		}
+		m.Records++
 	}
-	m.Records++
-	m.Bytes += uint64(r.TotalLen)
-	m.Last, m.End = r.LSN, r.End
-	for i := range r.Blocks {
-		b := &r.Blocks[i]
+	if m.Records > 0 {
+		m.Last, m.End = r.prev, r.Position()
+	}
+	return r.End()
+}
+
+// addAny takes in the current record, whatever it is.
+func (m *Map) addAny(r *Reader) bool {
+	if !r.parse() {
+		return false
+	}
+	rec := &r.rec
+	m.Bytes += uint64(rec.TotalLen)
+	for i := range rec.Blocks {
+		b := &rec.Blocks[i]
 		m.Refs++
 		if b.HasImage {
 			m.Images++
 		}
 		m.file(b.File).Blocks.add(b.Block)
 	}
-	if r.RMID <= RmRelMap || r.SpecialRelUpdate() {
-		return m.addSpecial(r)
+	if rec.RMID <= RmRelMap || rec.SpecialRelUpdate() {
+		if err := m.addSpecial(rec); err != nil {
+			r.corrupt(err)
+			return false
+		}
 	}
-	return nil
+	return true
 }
 
 // addSpecial takes in a record that may change more than its block references say.

@@ -117,7 +117,7 @@ func (r *Reader) parse() bool {
 		r.corrupt(fmt.Errorf("%w: %w", ErrRecordContent, err))
 		return false
 	}
-	r.rec.LSN, r.rec.End, r.rec.Timeline = r.start, r.position(), r.tli
+	r.rec.LSN, r.rec.End, r.rec.Timeline = r.start, r.boundary(r.position()), r.tli
 	return true
 }
 
@@ -148,7 +148,7 @@ func (r *Reader) Err() error {
 func (r *Reader) End() error { return r.why }
 
 // Position returns where the next record would begin: the end of the last one.
-func (r *Reader) Position() LSN { return r.position() }
+func (r *Reader) Position() LSN { return r.boundary(r.position()) }
 
 // Format returns the format of the log, nil before the first page was read.
 func (r *Reader) Format() *Format { return r.format }
@@ -208,7 +208,7 @@ func (r *Reader) stop() {
 func (r *Reader) newStop(end, at LSN, cause error) Stop {
 	size := r.opt.SegmentSize
 	return Stop{
-		End: end, Last: r.prev, Timeline: r.timeline,
+		End: r.boundary(end), Last: r.prev, Timeline: r.timeline,
 		Fault: at, Segment: size.Number(at), Offset: size.Offset(at), Cause: cause,
 	}
 }

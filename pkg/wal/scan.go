@@ -2,6 +2,7 @@ package wal
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"runtime"
 	"sync"
@@ -90,11 +91,7 @@ type piece struct {
 func (s *scan) reader(start, end LSN, find bool) (*Reader, error) {
 	opt := s.opt.Options
 	opt.Start, opt.End, opt.FindFirst = start, end, find
-	r, err := NewReader(s.ctx, s.src, opt)
-	if err == nil {
-		r.headOnly = true
-	}
-	return r, err
+	return NewReader(s.ctx, s.src, opt)
 }
 
 // nextEnd returns where the piece that begins at start ends.
@@ -155,23 +152,8 @@ func (p *piece) scan(s *scan) {
 	defer r.Close()
 	p.r, p.m = r, newMap()
 	p.why = p.m.read(r, func() {
-		p.first, p.prev, p.timeline = r.rec.LSN, r.rec.Prev, r.rec.Timeline
+		p.first, p.prev, p.timeline = r.start, LSN(binary.LittleEndian.Uint64(r.raw[8:])), r.tli
 	})
-}
-
-// read takes in all records that r finds and returns why it stopped.
-func (m *Map) read(r *Reader, first func()) error {
-	for r.Next() {
-		if first != nil {
-			first()
-			first = nil
-		}
-		if err := m.add(&r.rec); err != nil {
-			r.corrupt(err)
-			break
-		}
-	}
-	return r.End()
 }
 
 // take merges a piece, or scans it again when it does not fit.
