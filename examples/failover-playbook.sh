@@ -58,6 +58,8 @@ wait_for() {
 		sleep 0.1
 	done
 }
+# gone PID: no such process; one that only waits for its parent still counts for the server.
+gone() { ! kill -0 "$1" 2>/dev/null; }
 # row WHAT TOOK MOVED OF LOST: a line of the table at the end.
 row() { printf '%s\t%s\t%s\t%s\t%s\n' "$@" >>"$dir/table"; }
 
@@ -116,7 +118,7 @@ finish() {
 	ledger_off
 	for node in alpha bravo charlie recovered; do
 		[ ! -f "$dir/$node/postmaster.pid" ] || as_owner "$pgbin/pg_ctl" -D "$dir/$node" -m immediate -w stop >/dev/null 2>&1 || true
-		[ "$status" = 0 ] || [ ! -f "$dir/$node.log" ] || { echo "--- the end of $node's log"; tail -n 25 "$dir/$node.log"; } >&2
+		[ "$status" = 0 ] || [ ! -f "$dir/$node.log" ] || { echo "--- the end of $node's log"; tail -n 12 "$dir/$node.log"; } >&2
 	done
 	cd /
 	if [ -z "$keep" ]; then rm -rf "$dir"; else echo "(the nodes lie in $dir)"; fi
@@ -147,10 +149,11 @@ listen_addresses = ''
 unix_socket_directories = '$dir/run'
 shared_buffers = 64MB
 max_connections = 30
+wal_keep_size = 1GB
 archive_mode = always
 archive_command = '$dir/bin/dbbackup push --repo $dir/repo --quiet %p'
+restore_command = '$dir/bin/dbrecover fetch --repo $dir/repo --quiet %f %p'
 CONF
-as_owner "$pgbin/pg_ctl" -D alpha -l "$dir/alpha.log" -w start >/dev/null
 cat >tidemark.toml <<TOML
 bindir = "$pgbin"
 
@@ -175,10 +178,12 @@ name = "charlie"
 conninfo = "host=$dir/run port=$p3 user=postgres dbname=postgres"
 pgdata = "$dir/charlie"
 TOML
+run dbbackup init
+as_owner "$pgbin/pg_ctl" -D alpha -l "$dir/alpha.log" -w start >/dev/null
 pgbench -i -q -s "$scale" "port=$p1" >/dev/null 2>&1
 note "pgbench writes from here on, and a client that remembers every acknowledged row"
 load_on alpha
-ledger write -d "port=$p1,$p2,$p3 host=$PGHOST,$PGHOST,$PGHOST target_session_attrs=read-write" --file ledger.txt &
+ledger write --quiet -d "port=$p1,$p2,$p3 host=$PGHOST,$PGHOST,$PGHOST target_session_attrs=read-write" --file ledger.txt &
 ledger_pid=$!
 
 step "An online backup"
@@ -212,7 +217,9 @@ row "switchover to bravo (gap $gap)" "$took" - - 0
 
 step "kill -9 of the primary, and failover to charlie"
 since=$(moment)
-kill -9 "$(head -n 1 bravo/postmaster.pid)"
+victim=$(head -n 1 bravo/postmaster.pid)
+note "$bold\$ kill -9 $victim$plain"
+kill -9 "$victim"
 load_off
 t=$(now)
 run dbctl promote charlie --yes
@@ -224,6 +231,7 @@ note "the client waited for $gap; rows that only bravo had acknowledged: $missin
 row "failover to charlie (gap $gap)" "$took" - - "$missing"
 
 step "bravo comes back alone and accepts writes: two primaries"
+wait_for 30 "the end of bravo's processes" gone "$victim"
 as_owner "$pgbin/pg_ctl" -D bravo -l "$dir/bravo.log" -w start >/dev/null
 ledger write -d "port=$p2" --file lonely.txt --from 1000001 --branch lonely --count $lonely --every 0ms
 pgbench -n -c 1 -t 500 "port=$p2" >/dev/null 2>&1
@@ -273,6 +281,7 @@ printf "port = %s\narchive_mode = off\n" "$p4" | as_owner tee -a recovered/postg
 run dbrecover run -D recovered
 row "recovery to before the drop" "$(seconds "$t" "$(now)")" "$(mib "$(dir_bytes recovered)")" "$(mib "$(dir_bytes recovered)")" 0
 [ -f recovered/postmaster.pid ] || as_owner "$pgbin/pg_ctl" -D recovered -l "$dir/recovered.log" -w start >/dev/null
+wait_for 60 "the end of the recovery" sh -c "[ \"\$(psql -XqAt -d port=$p4 -c 'SELECT NOT pg_is_in_recovery() OR pg_get_wal_replay_pause_state() = \$\$paused\$\$')\" = t ]"
 found=$(sql "$p4" "SELECT count(*) FROM ledger")
 [ "$found" = "$rows" ] || die "$found of $rows rows were recovered"
 note "the table has its $rows rows again"

@@ -26,7 +26,7 @@ type Streams struct {
 // its exit status. The first SIGINT, SIGTERM or SIGHUP cancels the context so
 // that the work ends cleanly, the second ends the process at once.
 func Main(name, description string, grammar any) int {
-	ctx, stop := withSignals(os.Stderr)
+	ctx, stop := withSignals(notesTo(os.Stderr, os.Args[1:]))
 	defer stop()
 	return Run(ctx, name, description, grammar, Streams{os.Stdin, os.Stdout, os.Stderr}, os.Args[1:])
 }
@@ -159,6 +159,16 @@ func errorPrefix(code exit.Code) string {
 }
 
 func indentRest(msg string) string { return strings.ReplaceAll(msg, "\n", "\n  ") }
+
+// notesTo is stderr unless the arguments say --quiet.
+func notesTo(stderr io.Writer, args []string) io.Writer {
+	_, long := scanFlag(args, "--quiet")
+	_, short := scanFlag(args, "-q")
+	if long || short {
+		return io.Discard
+	}
+	return stderr
+}
 
 // withSignals returns a context that the first signal cancels.
 func withSignals(stderr io.Writer) (context.Context, func()) {
