@@ -135,7 +135,7 @@ pause_since() { # the longest time without an acknowledged row since a moment
 	ledger verify -d "port=$(port_of "$1")" --file ledger.txt --since "$2" --json >verify.json || [ $? = 3 ]
 	awk -v s="$(field verify.json longest_pause_seconds)" 'BEGIN { printf "%.1f s", s }'
 }
-moment() { date -u +%Y-%m-%dT%H:%M:%SZ; }
+moment() { date -u +%Y-%m-%dT%H:%M:%S.%NZ; }
 
 # ------------------------------------------------------------------ the playbook
 started=$(now)

@@ -270,9 +270,7 @@ func TestDamagedCluster(t *testing.T) {
 func TestBadSegments(t *testing.T) {
 	node := pgtest.New(t, pgtest.Options{})
 	repo := filepath.Join(t.TempDir(), "repo")
-	if r := pgtest.Run(t, "dbbackup", "create", "-d", node.ConnInfo(), "--repo", repo); r.Code != 0 {
-		t.Fatalf("the backup failed: %s", r.Stderr)
-	}
+	pgtest.MustRun(t, "dbbackup", "init", "--repo", repo)
 	name := node.SwitchWAL()
 	good, err := os.ReadFile(filepath.Join(node.Dir, "pg_wal", name))
 	if err != nil {
@@ -329,6 +327,7 @@ func TestWrongPassword(t *testing.T) {
 	target.Stop()
 	dir := t.TempDir()
 	names := map[string]string{"DSN": node.ConnInfo("user=locked"), "TARGET": target.Dir, "NEW": filepath.Join(dir, "new"), "REPO": filepath.Join(dir, "repo")}
+	pgtest.MustRun(t, "dbbackup", "init", "--repo", names["REPO"])
 	env := []string{"PGPASSWORD=wr0ng-secret"}
 	for _, w := range []wrong{
 		{name: "backup", command: "dbbackup create -d $DSN --repo $REPO"},
@@ -434,6 +433,7 @@ func TestSourceDies(t *testing.T) {
 	})
 	t.Run("backup", func(t *testing.T) {
 		repo := filepath.Join(dir, "repo")
+		pgtest.MustRun(t, "dbbackup", "init", "--repo", repo)
 		r := pgtest.Run(t, "dbbackup", "create", "-d", through, "--repo", repo)
 		if (r.Code != int(exit.Partial) && r.Code != int(exit.Failed)) || !strings.Contains(r.Stderr, "hint: ") {
 			t.Fatalf("code %d: %s", r.Code, r.Stderr)

@@ -54,6 +54,7 @@ func TestFullDisk(t *testing.T) {
 	t.Run("backup", func(t *testing.T) {
 		repo := filepath.Join(smallDisk, "repo")
 		t.Cleanup(func() { os.RemoveAll(repo) })
+		pgtest.MustRun(t, "dbbackup", "init", "--repo", repo)
 		// What pgbench writes compresses well; this does not.
 		node.Exec("CREATE TABLE noise AS SELECT sha512(i::text::bytea) || sha512((-i)::text::bytea) AS b FROM generate_series(1, 300000) i")
 		full(t, exit.Failed, "dbbackup", "create", "-d", node.ConnInfo(), "--repo", repo)
@@ -63,6 +64,7 @@ func TestFullDisk(t *testing.T) {
 	})
 	t.Run("restore", func(t *testing.T) {
 		repo := filepath.Join(t.TempDir(), "repo")
+		pgtest.MustRun(t, "dbbackup", "init", "--repo", repo)
 		pgtest.MustRun(t, "dbbackup", "create", "-d", node.ConnInfo(), "--repo", repo)
 		dir := filepath.Join(smallDisk, "restored")
 		t.Cleanup(func() { os.RemoveAll(dir) })
@@ -75,6 +77,7 @@ func TestFullDisk(t *testing.T) {
 		name := node.SwitchWAL()
 		repo := filepath.Join(smallDisk, "archive")
 		t.Cleanup(func() { os.RemoveAll(repo) })
+		pgtest.MustRun(t, "dbbackup", "init", "--repo", repo)
 		if err := os.WriteFile(filepath.Join(smallDisk, "filler"), make([]byte, 24<<20-64<<10), 0o600); err != nil {
 			t.Log(err)
 		}
