@@ -35,10 +35,6 @@ import (
 //	[repository]
 //	path = "/srv/backup"
 //
-//	[retention]
-//	full = 2                                # backups to keep
-//	days = 14
-//
 //	[hooks]
 //	before_promote = "/usr/local/bin/fence"
 //	after_promote = "/usr/local/bin/move-address"
@@ -49,7 +45,6 @@ type Config struct {
 	Cluster    ClusterConfig    `toml:"cluster" json:"cluster"`
 	Nodes      []NodeConfig     `toml:"node" json:"nodes"`
 	Repository RepositoryConfig `toml:"repository" json:"repository"`
-	Retention  RetentionConfig  `toml:"retention" json:"retention"`
 	Hooks      HooksConfig      `toml:"hooks" json:"hooks"`
 }
 
@@ -70,12 +65,6 @@ type NodeConfig struct {
 // RepositoryConfig is the section [repository].
 type RepositoryConfig struct {
 	Path string `toml:"path" json:"path,omitempty"`
-}
-
-// RetentionConfig is the section [retention].
-type RetentionConfig struct {
-	Full int `toml:"full" json:"full,omitempty"`
-	Days int `toml:"days" json:"days,omitempty"`
 }
 
 // HooksConfig is the section [hooks].

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -21,5 +22,28 @@ func TestExitCodesDocument(t *testing.T) {
 	}
 	if !strings.Contains(string(text), "|---:|---|---|\n"+want.String()+"\n") {
 		t.Errorf("docs/exit-codes.md does not hold this table:\n%s", want.String())
+	}
+}
+
+// TestConfigurationDocument reads the example of docs/configuration.md and
+// looks for every key in its table.
+func TestConfigurationDocument(t *testing.T) {
+	text, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "```toml\n")
+	example, _, _ := strings.Cut(rest, "```")
+	c, err := LoadConfig(writeConfig(t, example))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Nodes) != 2 || c.Repository.Path != "/srv/backup" {
+		t.Errorf("the example reads as %+v", c)
+	}
+	for _, key := range knownKeys(reflect.TypeFor[Config](), "") {
+		if !strings.Contains(rest, "| `"+key+"` |") {
+			t.Errorf("docs/configuration.md does not explain %s", key)
+		}
 	}
 }
