@@ -64,14 +64,15 @@ type Facts struct {
 	Archiver *Archiver         `json:"archiver,omitempty"`
 	Settings map[string]string `json:"-"`
 
-	SQL       bool            `json:"-"` // a session could be opened
-	SQLError  error           `json:"-"` // why not
-	HasSignal bool            `json:"-"` // standby.signal or recovery.signal is there
-	Tombstone string          `json:"-"` // why the directory is not whole, empty for one that is
-	Control   *volume.Control `json:"-"` // pg_control as it is on disk
-	Node      Node            `json:"-"`
-	DataDirOK error           `json:"-"` // the server that answers has another data directory
-	Problems  []string        `json:"problems,omitempty"`
+	SQL         bool            `json:"-"` // a session could be opened
+	SQLError    error           `json:"-"` // why not
+	HasSignal   bool            `json:"-"` // standby.signal or recovery.signal is there
+	Tombstone   string          `json:"-"` // why the directory is not whole, empty for one that is
+	TombstoneOf string          `json:"-"` // "rewind", "seed", "restore"
+	Control     *volume.Control `json:"-"` // pg_control as it is on disk
+	Node        Node            `json:"-"`
+	DataDirOK   error           `json:"-"` // the server that answers has another data directory
+	Problems    []string        `json:"problems,omitempty"`
 }
 
 // Receiver is a standby's WAL receiver (pg_stat_wal_receiver).

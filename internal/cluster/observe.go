@@ -106,6 +106,7 @@ func (c *Cluster) observeDirectory(f *Facts) {
 		f.Role = RoleStandby
 	}
 	if t, err := volume.ReadTombstone(c.opt.FS, dir); err == nil {
+		f.TombstoneOf = t.Operation
 		f.Tombstone = fmt.Sprintf("incomplete: a %s has not ended; run again: %s", t.Operation, t.Command)
 	}
 }

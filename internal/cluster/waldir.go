@@ -67,10 +67,11 @@ type checkpointRecord struct {
 }
 
 // readCheckpoint reads the record at which pg_control points from the WAL of a
-// data directory, which may be another node's than the pg_control.
-func readCheckpoint(ctx context.Context, control *volume.Control, dir string) (checkpointRecord, error) {
+// data directory, which may be another node's than the pg_control. history is
+// that of the data directory.
+func readCheckpoint(ctx context.Context, control *volume.Control, dir string, history *timeline.History) (checkpointRecord, error) {
 	tli := control.CheckPointCopy.ThisTimeLineID
-	r, err := wal.NewReader(ctx, walDir{dir, control.XLogSegSize, timeline.Root(tli)}, walOptions(control, control.CheckPoint))
+	r, err := wal.NewReader(ctx, walDir{dir, control.XLogSegSize, history}, walOptions(control, control.CheckPoint))
 	if err != nil {
 		return checkpointRecord{}, err
 	}
@@ -93,7 +94,7 @@ func readCheckpoint(ctx context.Context, control *volume.Control, dir string) (c
 // shutdownCheckpoint reads the last record of a cleanly stopped primary and
 // makes sure that nothing follows it.
 func shutdownCheckpoint(ctx context.Context, control *volume.Control, dir string) (checkpointRecord, error) {
-	rec, err := readCheckpoint(ctx, control, dir)
+	rec, err := readCheckpoint(ctx, control, dir, timeline.Root(control.CheckPointCopy.ThisTimeLineID))
 	if err != nil {
 		return rec, err
 	}
