@@ -72,7 +72,7 @@ for program in psql pgbench; do
 	command -v "$program" >/dev/null || PATH=$PATH:$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -n 1)
 	command -v "$program" >/dev/null || die "$program is missing: install PostgreSQL's client programs"
 done
-pgbin=${TIDEMARK_DEMO_BINDIR:-$("$root/scripts/postgres.sh" 15 | sed 's/^.*: //')}
+pgbin=${TIDEMARK_DEMO_BINDIR:-$("$root/scripts/postgres.sh" ensure | sed 's/^.*: //')}
 [ -x "$pgbin/initdb" ] || die "there is no initdb in $pgbin"
 for command in dbbackup dbrecover dbrewind dbrepl dbctl ledger; do
 	[ -x "$bin/$command" ] || die "$bin/$command is missing: run make demo"
