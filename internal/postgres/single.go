@@ -24,7 +24,7 @@ var signalFiles = []string{"standby.signal", "recovery.signal"}
 // the single-user server runs crash recovery and writes a shutdown checkpoint.
 // Signal files are taken aside for the run and put back whatever happens; a
 // run that was killed is mended by the next one. The run syncs what it writes:
-// nobody syncs the whole directory afterwards.
+// nobody syncs the whole directory afterwards. Server.Args count here too.
 func (s *Server) Recover(ctx context.Context) (err error) {
 	if running, err := IsRunning(s.DataDir); err != nil {
 		return err
@@ -48,7 +48,7 @@ func (s *Server) Recover(ctx context.Context) (err error) {
 	if s.ConfigFile != "" {
 		args = append(args, "-c", "config_file="+s.ConfigFile)
 	}
-	args = append(args, "-c", "restore_command=", "template1")
+	args = append(append(args, s.Args...), "-c", "restore_command=", "template1")
 	cmd := exec.CommandContext(ctx, s.Bin.Path("postgres"), args...)
 	cmd.Env = serverEnv()
 	out, err := cmd.CombinedOutput() // standard input is the null device

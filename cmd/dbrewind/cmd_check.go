@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"tidemark/internal/blockcopy"
+	"tidemark/internal/cli"
+	"tidemark/internal/exit"
+	"tidemark/internal/rewind"
+	"tidemark/pkg/timeline"
+)
+
+type checkCmd struct{ pairFlags }
+
+// Examples of the verb.
+func (checkCmd) Examples() string {
+	return `dbrewind check -D /srv/pg --source-server 'host=db2 user=postgres'
+dbrewind check -D /srv/pg --source-pgdata /srv/pg-new --json | jq '.lost_transactions[].xid'`
+}
+
+func (c *checkCmd) Run(ctx context.Context, e *cli.Env) error {
+	if err := c.becomeOwner(); err != nil {
+		return err
+	}
+	rep, err := rewind.Check(ctx, c.options(e))
+	if err != nil {
+		return err
+	}
+	if err := e.Render(rep, func(t *cli.Text) { renderReport(t, rep) }); err != nil {
+		return err
+	}
+	if rep.Pending != "" {
+		return exit.New(exit.Problem, "run the same rewind again", "the target holds an unfinished rewind")
+	}
+	if rep.Diverged {
+		return exit.New(exit.Problem, "dbrewind run brings the target back; what is listed above is lost then",
+			"the target diverged from the source at %s", forkText(&rep.Divergence))
+	}
+	return nil
+}
+
+func forkText(d *rewind.Divergence) string {
+	return fmt.Sprintf("%s on timeline %d", d.Fork.LSN, d.Fork.Timeline)
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+func renderReport(t *cli.Text, r *rewind.Report) {
+	if r.Diverged {
+		t.Line("Diverged: %s.", r.Reason)
+	} else {
+		t.Line("No divergence: %s.", r.Reason)
+	}
+	tab := cli.NewTable("", "where", "state", "timeline", "WAL ends at", "history")
+	for _, s := range []struct {
+		what string
+		side rewind.Side
+	}{{"target", r.Target}, {"source", r.Source}} {
+		tab.Row(s.what, s.side.Name, s.side.State, s.side.Timeline.String(), s.side.End.String(), historyText(s.side.Spans))
+	}
+	t.Table(tab)
+	if r.Diverged {
+		renderDivergence(t, r)
+	}
+	for _, w := range r.Warnings {
+		t.Line("warning: %s", w)
+	}
+}
+
+// historyText draws a history: "1 -> 0/3000148 -> 2".
+func historyText(spans []timeline.Span) string {
+	var parts []string
+	for _, s := range spans {
+		parts = append(parts, s.Timeline.String())
+		if s.End != 0 {
+			parts = append(parts, s.End.String())
+		}
+	}
+	return strings.Join(parts, " → ")
+}
+
+func renderDivergence(t *cli.Text, r *rewind.Report) {
+	missing := "all there"
+	if len(r.Missing) > 0 {
+		missing = "missing: " + strings.Join(r.Missing, ", ")
+	}
+	t.KV("fork", forkText(&r.Divergence), "last common checkpoint", r.Checkpoint.LSN.String(), "replay would begin at", r.Start.Redo.String(),
+		"WAL for the replay", missing)
+	if r.Plan != nil {
+		t.KV("changed blocks", cli.Count(r.Blocks))
+		renderTotals(t, r.Plan, r.Plan.Bytes+r.LateBytes)
+	}
+	if r.Pending == "" {
+		renderLost(t, r)
+	}
+}
+
+func renderTotals(t *cli.Text, p *blockcopy.Totals, bytes int64) {
+	t.KV("would travel", fmt.Sprintf("%s of %s", cli.Bytes(bytes), cli.Bytes(p.SourceBytes)),
+		"blocks", fmt.Sprintf("%s in %s", cli.Bytes(p.PatchedBytes), cli.Plural(p.Patched, "file", "files")),
+		"whole files", fmt.Sprintf("%s in %s", cli.Bytes(p.CopiedBytes), cli.Plural(p.Copied, "file", "files")),
+		"files to remove", cli.Count(p.Removed), "files left alone", cli.Count(p.Unchanged))
+}
+
+// shownTransactions is how many lost transactions are printed for people.
+const shownTransactions = 20
+
+func renderLost(t *cli.Text, r *rewind.Report) {
+	t.Blank()
+	t.Line("A rewind loses %s and %s of WAL:", cli.Plural(len(r.Lost), "committed transaction", "committed transactions"), cli.Bytes(r.LostBytes))
+	if len(r.Lost) == 0 {
+		return
+	}
+	tab := cli.NewTable(">xid", "committed", "relation files (tablespace/database/file)")
+	for _, x := range r.Lost[:min(len(r.Lost), shownTransactions)] {
+		what := strings.Join(x.Relations, " ")
+		if len(x.Dropped) > 0 {
+			what += " dropped: " + strings.Join(x.Dropped, " ")
+		}
+		tab.Row(cli.Count(x.XID), cli.Time(x.Time), what)
+	}
+	t.Table(tab)
+	if more := len(r.Lost) - shownTransactions; more > 0 {
+		t.Line("and %s; --json lists them all.", cli.Plural(more, "more", "more"))
+	}
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+
+	"tidemark/internal/cli"
+	"tidemark/internal/rewind"
+)
+
+// dropInCmd is the command without a verb.
+type dropInCmd struct{ rewindFlags }
+
+func (c *dropInCmd) Run(ctx context.Context, e *cli.Env) error { return c.run(ctx, e) }
+
+type runCmd struct{ rewindFlags }
+
+func (c *runCmd) Run(ctx context.Context, e *cli.Env) error { return c.run(ctx, e) }
+
+// Examples of the verb.
+func (runCmd) Examples() string {
+	return `dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' --dry-run   # the plan
+dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' -R          # then follow db2
+dbrewind run -D /srv/pg --source-pgdata /srv/pg-new                          # source is stopped`
+}
+
+// shownActions is how much of a plan is printed for people.
+const shownActions = 20
+
+func renderResult(t *cli.Text, r *rewind.Result, err error) {
+	switch {
+	case err != nil:
+		return // the error says it
+	case !r.Diverged:
+		t.Line("No rewind required: %s.", r.Reason)
+	case r.DryRun:
+		renderPlan(t, r)
+	default:
+		t.Line("Rewound to %s.", r.Source.Name)
+		t.KV("fork", forkText(&r.Divergence), "replay begins at", r.Start.Redo.String(), "bytes moved", cli.Bytes(r.Bytes),
+			"size of the source", cli.Bytes(r.Totals.SourceBytes), "took", cli.Duration(seconds(r.Seconds)))
+		if r.Resumed {
+			t.KV("durable from before", cli.Bytes(r.Skipped))
+		}
+	}
+	if r.Standby {
+		t.Line("The target is set up as a standby: start it.")
+	}
+	for _, w := range r.Warnings {
+		t.Line("warning: %s", w)
+	}
+}
+
+func renderPlan(t *cli.Text, r *rewind.Result) {
+	t.Line("Dry run: nothing is changed.")
+	t.KV("fork", forkText(&r.Divergence), "replay begins at", r.Start.Redo.String())
+	renderTotals(t, r.Totals, r.Bytes)
+	tab := cli.NewTable("action", "path", ">bytes", "why")
+	for i, a := range r.Plan.Actions {
+		if i == shownActions {
+			break
+		}
+		tab.Row(a.Kind.String(), a.Path, cli.Bytes(a.Bytes()), a.Reason)
+	}
+	t.Table(tab)
+	if more := len(r.Plan.Actions) - shownActions; more > 0 {
+		t.Line("and %s; --json prints them all.", cli.Plural(more, "more action", "more actions"))
+	}
+}

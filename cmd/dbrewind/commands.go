@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+
+	"tidemark/internal/cli"
+	"tidemark/internal/exit"
+	"tidemark/internal/rewind"
+)
+
+const description = "Timeline divergence and block-level rewind of PostgreSQL.\n\n" +
+	"Without a verb it takes pg_rewind's own options (-D/--target-pgdata, --source-pgdata, --source-server, -R, -c, -n, -N, -P, " +
+	"--config-file, --no-ensure-shutdown, --sync-method, --debug) and exits with 0 or 1 as pg_rewind does; " +
+	"`dbrewind run --help` explains them."
+
+// commands is the grammar. The command without a verb stands in for pg_rewind.
+type commands struct {
+	DropIn dropInCmd `cmd:"" default:"withargs" hidden:"" help:"Rewind, with pg_rewind's options and exit codes."`
+	Check  checkCmd  `cmd:"" help:"Did it diverge, where, and which transactions would be lost?"`
+	Run    runCmd    `cmd:"" help:"Rewind, or go on with an interrupted rewind."`
+}
+
+// Examples shows the whole command at work.
+func (commands) Examples() string {
+	return `dbrewind check -D /srv/pg --source-server 'host=db2 user=postgres'   # look first
+dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' -R   # rewind, and follow db2
+dbrewind --target-pgdata=/srv/pg --source-pgdata=/srv/pg-new          # as pg_rewind`
+}
+
+// exitStatus gives the command without a verb pg_rewind's exit codes: every
+// failure is 1.
+func exitStatus(args []string, code int) int {
+	verb := slices.ContainsFunc(args, func(a string) bool { return a == "check" || a == "run" })
+	if verb || code == int(exit.OK) {
+		return code
+	}
+	return int(exit.Failed)
+}
+
+// pairFlags name the target and its source.
+type pairFlags struct {
+	Target       string `name:"target-pgdata" short:"D" placeholder:"DIR" type:"path" required:"" help:"Data directory of the target, its server stopped."`
+	SourceDir    string `name:"source-pgdata" placeholder:"DIR" type:"path" help:"Source: the data directory of a stopped server."`
+	SourceServer string `name:"source-server" placeholder:"CONNINFO" help:"Source: a live server, primary or standby."`
+	ConfigFile   string `name:"config-file" placeholder:"FILE" type:"path" help:"The target's postgresql.conf where it lies elsewhere."`
+	Restore      bool   `name:"restore-target-wal" short:"c" help:"Fetch missing WAL of the target by its restore_command."`
+	Debug        bool   `name:"debug" help:"As --verbose, and more."`
+	cli.BindirFlag
+	cli.JobsFlag
+}
+
+// rewindFlags are pg_rewind's further options, and ours.
+type rewindFlags struct {
+	pairFlags
+	cli.DryRunFlag
+	Recovery    bool              `name:"write-recovery-conf" short:"R" help:"Make the target a standby of the source server."`
+	NoSync      bool              `name:"no-sync" short:"N" help:"Do not wait for data to be on disk."`
+	NoShutdown  bool              `name:"no-ensure-shutdown" help:"Refuse a crashed target instead of recovering it."`
+	SyncMethod  string            `name:"sync-method" placeholder:"METHOD" enum:"fsync,syncfs" default:"fsync" help:"Accepted; only what is written is synced anyway."`
+	TakeConfig  bool              `name:"take-config" help:"Take the source's configuration files too."`
+	Tablespaces map[string]string `name:"tablespace-mapping" placeholder:"OLD=NEW" help:"Keep the source's tablespace at OLD in NEW."`
+}
+
+func (f *pairFlags) options(e *cli.Env) rewind.Options {
+	o := rewind.Options{Target: f.Target, SourceDir: f.SourceDir, SourceConn: f.SourceServer, ConfigFile: f.ConfigFile,
+		RestoreTargetWAL: f.Restore, Bindir: f.Bindir, Jobs: f.Jobs, Progress: e.Progress(), Log: e.Log(), Command: commandLine(os.Args)}
+	if f.Debug {
+		o.Log = slog.New(slog.NewTextHandler(e.Stderr(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	return o
+}
+
+// becomeOwner is for root. A target that does not exist has no owner; the
+// library says so.
+func (f *pairFlags) becomeOwner() error {
+	if _, err := os.Stat(f.Target); err != nil {
+		return nil
+	}
+	return cli.BecomeOwner(f.Target, "")
+}
+
+func (f *rewindFlags) run(ctx context.Context, e *cli.Env) error {
+	if err := f.becomeOwner(); err != nil {
+		return err
+	}
+	o := f.options(e)
+	o.DryRun, o.WriteRecoveryConf, o.NoSync, o.NoEnsureShutdown = f.DryRun, f.Recovery, f.NoSync, f.NoShutdown
+	o.TakeConfig, o.TablespaceMap = f.TakeConfig, f.Tablespaces
+	res, err := rewind.Run(ctx, o)
+	if res == nil {
+		return err
+	}
+	if rerr := e.Render(res, func(t *cli.Text) { renderResult(t, res, err) }); rerr != nil && err == nil {
+		return rerr
+	}
+	return err
+}
+
+// commandLine is how the shell takes this command again, without passwords.
+func commandLine(args []string) string {
+	words := make([]string, len(args))
+	for i, a := range args {
+		if name, value, ok := strings.Cut(a, "="); ok && name == "--source-server" {
+			a = name + "=" + cli.Redact(value)
+		} else if i > 0 && args[i-1] == "--source-server" {
+			a = cli.Redact(a)
+		}
+		words[i] = quote(a)
+	}
+	return strings.Join(words, " ")
+}
+
+func quote(word string) string {
+	if word != "" && !strings.ContainsAny(word, " \t\n'\"\\$`*?[]{}()<>|&;#~!") {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+}

@@ -1,0 +1,12 @@
+// Dbrewind brings a cluster that left the common history back onto it.
+package main
+
+import (
+	"os"
+
+	"tidemark/internal/cli"
+)
+
+func main() {
+	os.Exit(exitStatus(os.Args[1:], cli.Main("dbrewind", description, &commands{})))
+}

@@ -1,0 +1,63 @@
+package rewind
+
+import (
+	"context"
+
+	"tidemark/internal/blockcopy"
+	"tidemark/pkg/volume"
+)
+
+// Check finds out whether the target diverged, what a rewind would move, and
+// which transactions it would lose. It changes nothing.
+func Check(ctx context.Context, o Options) (*Report, error) {
+	o.DryRun = true
+	j, err := open(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	defer j.close()
+	pending, err := blockcopy.Pending(volume.OS, j.Target)
+	if err != nil {
+		return nil, err
+	}
+	if pending != nil && pending.State == blockcopy.Partial {
+		return j.pendingReport(pending)
+	}
+	if res, err := j.alreadyRewound(ctx); res != nil || err != nil {
+		if err != nil {
+			return nil, err
+		}
+		return &Report{Divergence: res.Divergence}, nil
+	}
+	d, p, err := j.prepare(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	rep := &Report{Divergence: *d}
+	if d.Diverged {
+		err = j.fill(ctx, rep, p)
+	}
+	rep.Warnings = j.warnings
+	return rep, err
+}
+
+func (j *job) fill(ctx context.Context, rep *Report, p *planner) (err error) {
+	rep.Plan, rep.LateBytes, rep.Missing, rep.Blocks = &p.plan.Totals, p.lateBytes(), p.missing, p.blocks
+	rep.LostBytes = int64(rep.Target.End - rep.Fork.LSN)
+	rep.Lost, rep.RelationFiles, err = j.lost(ctx, rep.Fork.LSN, rep.Target.End)
+	if j.crashed {
+		j.warn("the target was not shut down cleanly; a rewind recovers it first, and aborts its open transactions")
+	}
+	return err
+}
+
+// pendingReport tells of an unfinished rewind what its plan says.
+func (j *job) pendingReport(p *blockcopy.PendingRun) (*Report, error) {
+	m, err := decodeMeta(p.Plan)
+	if err != nil {
+		return nil, err
+	}
+	rep := &Report{Divergence: m.Divergence, Plan: &p.Plan.Totals, Pending: p.State.String()}
+	rep.Warnings = []string{"a rewind of this target was interrupted; run the same command again, it goes on where it stopped: " + p.Plan.Command}
+	return rep, nil
+}

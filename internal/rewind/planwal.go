@@ -1,0 +1,172 @@
+package rewind
+
+import (
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"tidemark/internal/blockcopy"
+	"tidemark/pkg/timeline"
+	"tidemark/pkg/wal"
+)
+
+// planWAL decides about pg_wal:
+//
+//   - segments of common timelines up to the fork's stay; those from the redo
+//     point on that are not here come from the source;
+//   - the source's segments after the fork travel, and its history files;
+//   - everything that the target wrote after the fork goes: segments, history
+//     files, summaries, and what archive_status says of them. A recovering
+//     server would take them for the source's.
+//
+// The source's running segment is copied at the end (see finish.go).
+func (p *planner) planWAL() {
+	size := p.tc.XLogSegSize
+	fork := p.d.Fork
+	forkSeg := size.Number(fork.LSN)
+	copied := p.historyFiles()
+	for _, s := range p.sourceSegments(forkSeg) {
+		copied[s] = true
+		p.copySegment(s)
+	}
+	for n := size.Number(p.d.Start.Redo); n <= forkSeg; n++ {
+		p.baseSegment(n, copied)
+	}
+	for name, e := range p.target {
+		if base, ok := strings.CutPrefix(name, "pg_wal/"); ok && e.Type == blockcopy.File && p.foreign(base, copied) {
+			p.add(blockcopy.Action{Kind: blockcopy.Remove, Path: name})
+		}
+	}
+}
+
+func (p *planner) copySegment(name string) {
+	p.walFirst = append(p.walFirst, blockcopy.Action{Kind: blockcopy.Copy, Path: "pg_wal/" + name, Size: int64(p.tc.XLogSegSize), Required: true})
+	if _, ok := p.target["pg_wal/archive_status"]; ok {
+		p.meta.Done = append(p.meta.Done, name)
+	}
+}
+
+// historyFiles plans the history files on the source's line of descent.
+func (p *planner) historyFiles() map[string]bool {
+	copied := map[string]bool{}
+	for _, s := range p.sh.Spans() {
+		name := wal.HistoryName(s.Timeline)
+		if e, ok := p.source["pg_wal/"+name]; ok {
+			copied[name] = true
+			p.walFirst = append(p.walFirst, blockcopy.Action{Kind: blockcopy.Copy, Path: e.Path, Size: e.Size})
+		}
+	}
+	return copied
+}
+
+// lastPlanned is the first segment that is left to the end of the run. A
+// stopped source has none.
+func (p *planner) lastPlanned() wal.SegmentNumber {
+	size := p.tc.XLogSegSize
+	if p.job.source.live() {
+		return size.Number(p.meta.SourceEnd)
+	}
+	return size.Number(p.meta.SourceEnd) + 1
+}
+
+// sourceSegments lists the source's segments after the fork, in log order.
+func (p *planner) sourceSegments(forkSeg wal.SegmentNumber) []string {
+	var names []string
+	for n := forkSeg; n < p.lastPlanned(); n++ {
+		for _, name := range candidates(p.sh, p.tc.XLogSegSize, n) {
+			if _, ok := p.source["pg_wal/"+name]; ok {
+				names = append(names, name)
+				break
+			}
+		}
+	}
+	return names
+}
+
+// baseSegment sees to it that a segment between the redo point and the fork is
+// there after the run.
+func (p *planner) baseSegment(n wal.SegmentNumber, copied map[string]bool) {
+	names := candidates(p.sh, p.tc.XLogSegSize, n)
+	for _, name := range names {
+		_, here := p.target["pg_wal/"+name]
+		if copied[name] || here && !p.foreign(name, copied) {
+			return
+		}
+	}
+	for _, name := range names {
+		if _, ok := p.source["pg_wal/"+name]; ok {
+			copied[name] = true
+			p.copySegment(name)
+			return
+		}
+	}
+	if n < p.lastPlanned() && len(names) > 0 {
+		p.missing = append(p.missing, names[0])
+	}
+}
+
+// foreign tells whether a file of the target's pg_wal must go: it belongs to
+// the target's WAL after the fork and the source's does not take its place.
+func (p *planner) foreign(name string, copied map[string]bool) bool {
+	dir, base := path.Split(name)
+	switch {
+	case dir == "archive_status/":
+		base = strings.TrimSuffix(strings.TrimSuffix(base, ".ready"), ".done")
+		if copied[base] {
+			return true // it told of another file of that name
+		}
+	case dir == "summaries/":
+		return p.foreignSummary(base)
+	case dir != "":
+		return false
+	}
+	if copied[base] {
+		return false
+	}
+	f, ok := wal.ParseFileName(base)
+	if !ok {
+		return false
+	}
+	span, common := p.common(f.Timeline)
+	if f.Kind == wal.FileHistory {
+		return !common
+	}
+	n, ok := f.Number(p.tc.XLogSegSize)
+	return !common || !ok || n > p.tc.XLogSegSize.Number(p.d.Fork.LSN) || span.End != 0 && p.tc.XLogSegSize.Start(n) >= span.End
+}
+
+// common returns a timeline's span where it lies before the fork.
+func (p *planner) common(id timeline.ID) (timeline.Span, bool) {
+	spans := p.th.Spans()
+	last := slices.IndexFunc(spans, func(s timeline.Span) bool { return s.Timeline == p.d.Fork.Timeline && s.Begin == p.d.Fork.Begin })
+	for _, s := range spans[:last+1] {
+		if s.Timeline == id {
+			return s, true
+		}
+	}
+	return timeline.Span{}, false
+}
+
+// foreignSummary tells whether a WAL summary (17 and up, named by timeline,
+// start and end) covers WAL after the fork.
+func (p *planner) foreignSummary(name string) bool {
+	name, ok := strings.CutSuffix(name, ".summary")
+	if !ok || len(name) != 40 {
+		return false
+	}
+	tli, err1 := strconv.ParseUint(name[:8], 16, 32)
+	end, err2 := strconv.ParseUint(name[24:], 16, 64)
+	_, common := p.common(timeline.ID(tli))
+	return err1 != nil || err2 != nil || !common || wal.LSN(end) > p.d.Fork.LSN
+}
+
+// late are the copies that only the end of a run can plan: the source's WAL
+// from the segment on that was running when the plan was made.
+func lateSegments(h *timeline.History, size wal.SegmentSize, from, end wal.LSN) [][]string {
+	var out [][]string
+	for n := size.Number(from); n <= size.NumberBefore(end); n++ {
+		out = append(out, candidates(h, size, n))
+	}
+	return out
+}
