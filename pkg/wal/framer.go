@@ -2,6 +2,7 @@ package wal
 
 import (
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
 )
 
@@ -300,11 +301,24 @@ func (f *framer) collect(crc uint32, span []byte, first bool) uint32 {
 }
 
 // findFirst moves to the first record that begins at or behind the current
-// position, by what the page headers say of continued records.
+// position.
 func (f *framer) findFirst() {
 	wanted := f.position()
+	f.findOnPage()
+	if start := f.opt.SegmentSize.Start(f.opt.SegmentSize.Number(wanted)); f.fault != nil && errors.Is(f.fault.cause, ErrNoPage) && f.pageLSN > start {
+		// Perhaps the segment was ended early: pages behind a switch stay empty.
+		f.seek(start)
+		f.findOnPage()
+	}
+	for f.fault == nil && f.position() < wanted && f.next() {
+	}
+}
+
+// findOnPage moves to the first record that begins on the current page or
+// behind it, by what the page headers say of continued records.
+func (f *framer) findOnPage() {
 	f.off = 0
-	for f.fault == nil {
+	for {
 		page, h, fault := f.pages.page(f.pageLSN)
 		if fault != nil {
 			f.fault = fault
@@ -316,20 +330,9 @@ func (f *framer) findFirst() {
 		}
 		if off < len(page) {
 			f.page, f.off = page, off
-			break
-		}
-		f.turn()
-	}
-	f.skipTo(wanted)
-}
-
-// skipTo passes the records before wanted, which lies on the current page or
-// before it.
-func (f *framer) skipTo(wanted LSN) {
-	for f.fault == nil && f.position() < wanted {
-		if !f.next() {
 			return
 		}
+		f.turn()
 	}
 }
 

@@ -29,27 +29,33 @@ type ScanOptions struct {
 // *Corruption; the map then covers everything before it. err is an error of the
 // source, of ctx or of the options.
 func ScanMap(ctx context.Context, src Source, opt ScanOptions) (m *Map, end error, err error) {
-	checked, err := opt.Options.withDefaults()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s, err := newScan(ctx, src, opt, pieceSize)
 	if err != nil {
 		return nil, nil, err
 	}
-	opt.Options = checked
-	if opt.Workers <= 0 {
-		opt.Workers = runtime.GOMAXPROCS(0)
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	s := &scan{opt: opt, src: src, ctx: ctx, m: newMap()}
-	if s.serial, err = s.reader(opt.Start, opt.End, opt.FindFirst); err != nil {
-		return nil, nil, err
-	}
 	defer s.serial.Close()
-	s.m.End = opt.Start
 	s.run(cancel)
 	if isEnd(s.why) {
 		return s.m, s.why, nil
 	}
 	return s.m, nil, s.why
+}
+
+func newScan(ctx context.Context, src Source, opt ScanOptions, size LSN) (*scan, error) {
+	checked, err := opt.Options.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	opt.Options = checked
+	if opt.Workers <= 0 {
+		opt.Workers = runtime.GOMAXPROCS(0)
+	}
+	s := &scan{ctx: ctx, src: src, opt: opt, size: size, m: newMap()}
+	s.m.End = opt.Start
+	s.serial, err = s.reader(opt.Start, opt.End, opt.FindFirst)
+	return s, err
 }
 
 // isEnd reports whether err says something about the log rather than about the
@@ -70,6 +76,7 @@ type scan struct {
 	ctx    context.Context
 	src    Source
 	opt    ScanOptions
+	size   LSN     // of a piece
 	serial *Reader // stands at the end of what is in m whenever it is used
 	m      *Map
 	done   bool
@@ -96,7 +103,7 @@ func (s *scan) reader(start, end LSN, find bool) (*Reader, error) {
 
 // nextEnd returns where the piece that begins at start ends.
 func (s *scan) nextEnd(start LSN) LSN {
-	end := start - start%pieceSize + pieceSize
+	end := start - start%s.size + s.size
 	if s.opt.End != 0 {
 		end = min(end, s.opt.End)
 	}

@@ -123,6 +123,9 @@ var (
 	blockRef   = regexp.MustCompile(`,? ?blkref #(\d+): rel (\d+/\d+/\d+)(?: fork (\w+))? blk (\d+)( FPW)?( for WAL verification)?`)
 )
 
+// maxDescription cuts what pg_waldump says of a record; it prints whole messages.
+const maxDescription = 1000
+
 // parseDump turns pg_waldump's lines into ours: LSN, prev, xid, resource
 // manager, length without images, total length, block references, description,
 // with tabs between. A block reference is number:relation:block, with ":image"
@@ -152,6 +155,7 @@ func parseDump(text string) (list recordList, err error) {
 			refs = append(refs, r[1]+":"+rel+":"+r[4]+image)
 		}
 		desc = strings.TrimSpace(blockRef.ReplaceAllString(desc, ""))
+		desc = desc[:min(len(desc), maxDescription)]
 		list.lines = append(list.lines, strings.Join([]string{m[5], m[6], m[4], m[1], m[2], m[3], strings.Join(refs, ","), desc}, "\t"))
 	}
 	return list, err

@@ -146,11 +146,12 @@ drop database copied;
 drop database logged;
 
 -- settings that copying relies on
+-- (each change shows in the log as soon as the checkpointer has seen it)
 alter system set full_page_writes = off;
-select pg_reload_conf();
+do $$ declare at pg_lsn := pg_current_wal_insert_lsn(); begin perform pg_reload_conf(); while pg_current_wal_insert_lsn() = at loop perform pg_sleep(0.01); end loop; end $$;
 checkpoint;
 alter system reset full_page_writes;
-select pg_reload_conf();
+do $$ declare at pg_lsn := pg_current_wal_insert_lsn(); begin perform pg_reload_conf(); while pg_current_wal_insert_lsn() = at loop perform pg_sleep(0.01); end loop; end $$;
 checkpoint;
 
 -- backups, restore points, the end of a segment
