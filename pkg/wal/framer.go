@@ -310,8 +310,14 @@ func (f *framer) findFirst() {
 		f.seek(start)
 		f.findOnPage()
 	}
-	for f.fault == nil && f.position() < wanted && f.next() {
+	if f.fault != nil {
+		return
 	}
+	end := f.end
+	f.end = min(wanted, end)
+	for f.next() {
+	}
+	f.end, f.reached = end, false
 }
 
 // findOnPage moves to the first record that begins on the current page or
