@@ -37,10 +37,27 @@ func (c *Cluster) observeNode(ctx context.Context, n Node) *Facts {
 	if n.DataDir != "" && isThisMachine(n.Host) {
 		c.observeDirectory(f)
 	}
-	f.SQLError = c.observeServer(ctx, f)
+	if n.Conninfo == "" {
+		f.Node.Conninfo = conninfoOf(n.DataDir)
+		f.Conninfo = f.Node.Conninfo
+	}
+	f.SQLError = postgres.ErrNotRunning
+	if f.Node.Conninfo != "" {
+		f.SQLError = c.observeServer(ctx, f)
+	}
 	f.SQL = f.SQLError == nil
 	f.settle()
 	return f
+}
+
+// conninfoOf finds the way to the server that runs on a data directory, empty
+// where none does.
+func conninfoOf(dir string) string {
+	st, err := (&postgres.Server{DataDir: dir}).Status()
+	if err != nil || !st.Running {
+		return ""
+	}
+	return st.ConnInfo() + " dbname=postgres"
 }
 
 // settle decides role and state from what was seen.

@@ -27,6 +27,7 @@ type PromoteOptions struct {
 	ForceBehind    bool // promote although another standby has more
 	DespitePrimary bool // promote although the primary lives, or may live
 	DryRun         bool
+	Confirm        func(*Report) error // asked before anything is done; nil means yes
 }
 
 // Promote makes a standby the primary without the old primary's help. The
@@ -61,6 +62,9 @@ func (c *Cluster) Promote(ctx context.Context, o PromoteOptions) (*Report, error
 	case o.DryRun:
 		report.Outcome = OutcomePlanned
 		return report, nil
+	}
+	if err := confirm(o.Confirm, report); err != nil {
+		return report, err
 	}
 	defer func() { report.Took = seconds(time.Since(start)) }()
 	err := r.conclude(ctx, r.execute(ctx))
@@ -157,7 +161,8 @@ func signsOfLife(all []*Facts, next *Facts) []string {
 	}
 	for _, f := range all {
 		if f.running() && f.streaming() && f.Receiver.SilentSecs < 5 {
-			if up := find(all, f.Upstream); up == nil || up.Role != RoleStandby {
+			// What a node sent that has no process any more is on its way still.
+			if up := find(all, f.Upstream); up == nil || up.Role != RoleStandby && up.State == StateUnreachable {
 				say("%s still receives WAL from %s (%.1f s ago)", f.Name, orDefault(f.Upstream, "somewhere"), max(0, f.Receiver.SilentSecs))
 			}
 		}

@@ -36,6 +36,8 @@ type RejoinOptions struct {
 	DryRun bool
 	Rewind Rewinder
 	Seed   Seeder
+
+	Confirm func(*Report) error // asked before something is taken back or copied anew; nil means yes
 }
 
 // Rejoin makes a node a streaming standby of the running primary. The report
@@ -71,8 +73,34 @@ func (c *Cluster) Rejoin(ctx context.Context, o RejoinOptions) (*Report, error) 
 		report.Outcome = OutcomePlanned
 		return report, nil
 	}
+	if r.takesBack() {
+		if err := confirm(o.Confirm, report); err != nil {
+			return report, err
+		}
+	}
 	defer func() { report.Took = seconds(time.Since(start)) }()
 	return report, r.concludeRejoin(ctx, r.execute(ctx))
+}
+
+// takesBack reports whether the plan changes more than settings.
+func (r *run) takesBack() bool {
+	for _, s := range r.report.Steps {
+		if s.Action == ActionRewind || s.Action == ActionReseed || s.Action == ActionStop {
+			return true
+		}
+	}
+	return false
+}
+
+func confirm(ask func(*Report) error, report *Report) error {
+	if ask == nil {
+		return nil
+	}
+	err := ask(report)
+	if err != nil {
+		report.Outcome = OutcomeRefused
+	}
+	return err
 }
 
 // concludeRejoin: every step of a rejoin may be repeated, so there is nothing
@@ -169,6 +197,10 @@ func (r *run) wayBack(ctx context.Context, f *Facts) (way, string) {
 		return wayRewind, "a rewind of it has not ended and goes on"
 	case f.Tombstone != "":
 		return wayReseed, f.Tombstone
+	case !f.running() && f.HasSignal && fileExists(f.DataDir, volume.BackupLabelFile):
+		// Freshly rewound, seeded or restored: recovery starts at the label, and
+		// what pg_control points at need not be in pg_wal yet.
+		return wayFollow, ""
 	}
 	end, own, err := r.endOf(ctx, f)
 	if err != nil {
