@@ -66,7 +66,7 @@ func Classify(path string) Class {
 	switch {
 	case path == ControlPath:
 		return ClassControl
-	case strings.HasSuffix(name, TempSuffix), strings.HasPrefix(name, "pgsql_tmp"),
+	case strings.HasSuffix(name, TempSuffix), strings.HasSuffix(name, OwnSuffix), strings.HasPrefix(name, "pgsql_tmp"),
 		strings.HasPrefix(name, "pg_internal.init"), deep && inTempDir(rest), top == OwnDir:
 		return ClassSkip
 	case !deep && skipFiles[path], deep && emptyDirs[top]:
@@ -86,6 +86,10 @@ func Classify(path string) Class {
 // OwnDir is the directory in a data directory where Tidemark keeps what it
 // needs to go on or to undo. No copy takes it along.
 const OwnDir = "tidemark"
+
+// OwnSuffix ends the names of files in a data directory that are Tidemark's.
+// No copy takes them along.
+const OwnSuffix = ".tidemark.json"
 
 // inTempDir tells whether a path passes through a directory of temporary files.
 func inTempDir(path string) bool {

@@ -63,7 +63,7 @@ func TestClassify(t *testing.T) {
 		"pg_wal/archive_status/000000010000000000000001.ready": ClassSkip, "pg_wal/xlogtemp.12": ClassSkip,
 		"pg_wal/summaries/x.summary": ClassSkip, "pg_notify/0000": ClassSkip, "pg_replslot/s/state": ClassSkip,
 		"pg_subtrans/0000": ClassSkip, "pg_stat/pgstat.stat": ClassCopy, "tidemark/journal": ClassSkip,
-		"PG_VERSION.tidemark.tmp": ClassSkip, "it's \"odd\"\xff": ClassCopy,
+		"PG_VERSION.tidemark.tmp": ClassSkip, "recovery.tidemark.json": ClassSkip, "it's \"odd\"\xff": ClassCopy,
 	} {
 		if got := Classify(path); got != want {
 			t.Errorf("%q: %s, want %s", path, got, want)
