@@ -5,12 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"github.com/google/go-cmp/cmp"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"tidemark/pkg/wal"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
