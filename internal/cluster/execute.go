@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -11,6 +12,7 @@ import (
 	"tidemark/internal/exit"
 	"tidemark/internal/postgres"
 	"tidemark/pkg/timeline"
+	"tidemark/pkg/volume"
 	"tidemark/pkg/wal"
 )
 
@@ -293,6 +295,10 @@ func (r *run) promote(ctx context.Context, n Node) error {
 	if r.stop != nil && r.report.Operation == "switchover" {
 		gap := seconds(time.Since(r.stop.asked))
 		r.report.WriteGap = &gap
+	}
+	// A repeated request may have left its file; the next start would remove it.
+	if err := volume.RemoveDurable(r.c.opt.FS, filepath.Join(n.DataDir, "promote")); err != nil {
+		r.c.opt.Log.Warn("promote file not removed", "error", err)
 	}
 	var file string
 	if err := postgres.Query(ctx, conn, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())", nil, &file); err != nil {
