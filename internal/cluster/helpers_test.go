@@ -3,7 +3,9 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -84,11 +86,16 @@ func describe(r *Report) string {
 // that all others stream from it.
 func (tc *testCluster) wantPrimary(name string) {
 	tc.t.Helper()
-	r, err := tc.cluster().Status(tc.t.Context())
-	if err != nil {
-		tc.t.Fatal(err)
-	}
-	if r.Primary != name || len(r.Problems) > 0 {
+	var r *StatusReport
+	var err error
+	// A standby whose primary was away tries again after wal_retrieve_retry_interval.
+	if !pgtest.Wait(tc.t, func() bool {
+		r, err = tc.cluster().Status(tc.t.Context())
+		return err == nil && r.Primary == name && len(r.Problems) == 0
+	}) {
+		if err != nil {
+			tc.t.Fatal(err)
+		}
 		tc.t.Fatalf("primary is %q, want %q; problems: %q", r.Primary, name, r.Problems)
 	}
 	p := tc.nodes[name]
@@ -150,4 +157,18 @@ func (w *writer) finish(n *pgtest.Node) (acked, missing int) {
 		}
 	}
 	return len(w.acked), missing
+}
+
+// freeze stops the WAL receiver of a standby in its tracks, as a hung host would.
+func (tc *testCluster) freeze(name string) (release func()) {
+	tc.t.Helper()
+	pid, err := strconv.Atoi(tc.nodes[name].SQL("SELECT pid FROM pg_stat_wal_receiver"))
+	if err != nil {
+		tc.t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		tc.t.Fatal(err)
+	}
+	tc.nodes["alpha"].Exec("INSERT INTO ledger SELECT -g FROM generate_series(100001, 100100) g")
+	return func() { syscall.Kill(pid, syscall.SIGCONT) }
 }
