@@ -479,6 +479,11 @@ func (f *FileWriter) entryOf(t *Totals) *File {
 	}
 	for i := range f.parts {
 		p := &f.parts[i]
+		if p.first >= blocks { // the file was cut while it was read
+			break
+		}
+		p.count = min(p.count, blocks-p.first)
+		p.hashes = p.hashes[:min(int64(len(p.hashes)), p.count)]
 		zero(p.first - next)
 		if p.kind == zeroBlocks {
 			zero(p.count)

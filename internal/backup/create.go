@@ -1,0 +1,427 @@
+package backup
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"tidemark/internal/blockcopy"
+	"tidemark/internal/exit"
+	"tidemark/internal/postgres"
+	"tidemark/internal/progress"
+	"tidemark/internal/repo"
+	"tidemark/pkg/volume"
+	"tidemark/pkg/wal"
+)
+
+// DefaultTimeout is how long a backup waits for its last WAL.
+const DefaultTimeout = 5 * time.Minute
+
+// attempts is how often a copy that met an unsafe record is begun again.
+const attempts = 3
+
+// Options say what is backed up, and how.
+type Options struct {
+	Tool     string // program and version, for the manifest
+	ConnInfo string // how to reach the server
+	// DataDir, where set, is the server's data directory on this machine; it
+	// is proved to be. Where empty it is looked for, and read over SQL else.
+	DataDir string
+	Label   string        // the operator's words
+	Full    bool          // store every block again
+	Jobs    int           // parallel workers; 0 means as many as processors
+	Timeout time.Duration // for the last WAL to arrive, DefaultTimeout where 0
+
+	Progress progress.Reporter
+	Log      *slog.Logger
+}
+
+func (o Options) withDefaults() Options {
+	o.Jobs = cmp.Or(o.Jobs, runtime.GOMAXPROCS(0))
+	o.Timeout = cmp.Or(o.Timeout, DefaultTimeout)
+	o.Progress = progress.Or(o.Progress)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// Create takes a backup into a repository. Blocks that the newest backup has
+// at the same place are referenced.
+func Create(ctx context.Context, r *repo.Repository, o Options) (*repo.Summary, error) {
+	o = o.withDefaults()
+	s, err := connect(ctx, o.ConnInfo, o.Log)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	c := r.Cluster(s.systemID)
+	if err := tidy(ctx, r, c, o); err != nil {
+		return nil, err
+	}
+	for try := 1; ; try++ {
+		sum, err := createOnce(ctx, s, c, o)
+		var unsafe *unsafeError
+		if !errors.As(err, &unsafe) || try == attempts {
+			if unsafe != nil {
+				err = exit.Wrap(err, exit.Failed, "take the backup when nothing creates databases or tablespaces", "%d copies were spoiled", attempts)
+			}
+			return sum, err
+		}
+		o.Progress.Note("%v: copying again", unsafe)
+	}
+}
+
+// tidy removes what interrupted backups left.
+func tidy(ctx context.Context, r *repo.Repository, c *repo.Cluster, o Options) error {
+	if _, err := r.Sweep(ctx); err != nil {
+		return err
+	}
+	removed, err := c.RemoveInterrupted(ctx)
+	for _, id := range removed {
+		o.Progress.Note("removed what the interrupted backup %s had left", id)
+	}
+	return err
+}
+
+// job is one attempt at a backup.
+type job struct {
+	Options
+	server  *server
+	cluster *repo.Cluster
+	src     blockcopy.Source
+	access  string
+	control *volume.Control
+	start   point
+	pages   *pageChecker
+	files   *contents
+	keeper  *walKeeper
+	began   time.Time
+}
+
+func createOnce(ctx context.Context, s *server, c *repo.Cluster, o Options) (*repo.Summary, error) {
+	j := &job{Options: o, server: s, cluster: c, began: time.Now().UTC()}
+	if err := j.begin(ctx); err != nil {
+		return nil, err
+	}
+	defer j.src.Close()
+	parent, err := j.parent(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w, err := c.NewBackup(ctx, repo.WriterOptions{Tool: o.Tool, BlockSize: j.control.BlockSize, Parent: parent})
+	if err != nil {
+		return nil, err
+	}
+	sum, err := j.fill(ctx, w)
+	if err == nil {
+		err = w.Commit(sum)
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.Abort())
+	}
+	return sum, nil
+}
+
+// begin anchors the WAL, makes the checkpoint, and opens the source.
+func (j *job) begin(ctx context.Context) (err error) {
+	j.Progress.Phase("waiting for a checkpoint", 0, progress.Items)
+	if j.server.slot == "" {
+		if err := j.server.anchor(ctx); err != nil {
+			return err
+		}
+	}
+	if j.start, err = j.server.begin(ctx); err != nil {
+		return err
+	}
+	if j.src, j.access, err = j.server.openSource(ctx, j.DataDir, j.start); err != nil {
+		return err
+	}
+	if err := j.prepare(ctx); err != nil {
+		j.src.Close()
+		return err
+	}
+	return nil
+}
+
+func (j *job) prepare(ctx context.Context) (err error) {
+	if j.control, err = postgres.ReadControl(ctx, j.src); err != nil {
+		return err
+	}
+	if err := j.server.sameCluster(j.control, j.start, j.src.Name()); err != nil {
+		return err
+	}
+	if j.files, err = choose(ctx, j.src); err != nil {
+		return err
+	}
+	j.pages = newPageChecker(j.src, j.start.Redo, j.control, j.Log)
+	size := j.control.XLogSegSize
+	j.keeper = &walKeeper{cluster: j.cluster, src: j.src, server: j.server, log: j.Log,
+		timeline: j.start.Timeline, size: size, next: size.Number(j.start.Redo)}
+	if j.cluster != nil {
+		j.keeper.ours = pushesTo(j.server.archiveTo, j.cluster.Repository().Location())
+	}
+	return nil
+}
+
+// parent is the backup to compare with: the newest complete one.
+func (j *job) parent(ctx context.Context) (string, error) {
+	if j.Full {
+		return "", nil
+	}
+	cat, err := j.cluster.Catalog(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, d := range cat.Damaged {
+		j.Progress.Note("backup %s is damaged: %v", d.ID, d.Err)
+	}
+	for _, s := range slices.Backward(cat.Backups) {
+		if s.BlockSize == j.control.BlockSize {
+			return s.ID, nil
+		}
+	}
+	return "", nil
+}
+
+// fill copies the cluster into the backup and returns its summary.
+func (j *job) fill(ctx context.Context, w *repo.BackupWriter) (*repo.Summary, error) {
+	if err := j.copy(ctx, w); err != nil {
+		return nil, err
+	}
+	j.Progress.Phase("making the backup durable", 0, progress.Items)
+	if err := w.Flush(); err != nil {
+		return nil, err
+	}
+	stop, control, err := j.server.end(ctx, j.src, j.start)
+	if err != nil {
+		return nil, err
+	}
+	findings, count := j.pages.findings(stop)
+	if count > 0 {
+		nameRelations(ctx, j.server, findings)
+	}
+	j.Progress.Phase("waiting for the WAL", 0, progress.Items)
+	if err := j.keeper.finish(ctx, stop, j.Timeout); err != nil {
+		return nil, err
+	}
+	histories, err := j.keeper.histories(ctx)
+	if err != nil {
+		return nil, err
+	}
+	j.Progress.Phase("checking the WAL", 0, progress.Items)
+	if err := guard(ctx, archived(j.cluster, j.start.Timeline, j.keeper.size), j.walOptions(), stop); err != nil {
+		return nil, err
+	}
+	sum := j.summary(stop, control, histories)
+	sum.Findings, sum.FindingCount = findings, count
+	return sum, nil
+}
+
+func (j *job) walOptions() wal.Options {
+	return wal.Options{Start: j.start.Redo, SegmentSize: j.control.XLogSegSize, PageSize: j.control.XLogBlockSize,
+		BlockSize: j.control.BlockSize, SystemID: j.control.SystemIdentifier, Major: j.control.Major()}
+}
+
+func (j *job) label() *volume.BackupLabel {
+	return &volume.BackupLabel{StartWAL: j.start.Redo, Checkpoint: j.start.Checkpoint, Method: "pg_rewind", From: "standby",
+		WALFile:   wal.SegmentName(j.start.Timeline, j.keeper.size.Number(j.start.Redo), j.keeper.size),
+		StartTime: volume.LabelTime(j.began), Label: j.Label}
+}
+
+func (j *job) summary(stop wal.LSN, control *volume.Control, histories []string) *repo.Summary {
+	size := j.keeper.size
+	host, err := os.Hostname()
+	if err != nil {
+		j.Log.Debug("no host name", "error", err)
+	}
+	role := "primary"
+	if j.server.inRecovery {
+		role = "standby"
+	}
+	return &repo.Summary{
+		Label: j.Label, Major: control.Major(), ControlVersion: control.PgControlVersion, CatalogVersion: control.CatalogVersionNo,
+		WALSegmentSize: uint32(size), Checksums: control.Checksums(),
+		Start:      repo.Point{LSN: j.start.Redo, Timeline: j.start.Timeline},
+		Checkpoint: j.start.Checkpoint,
+		Stop:       repo.Point{LSN: stop, Timeline: j.start.Timeline},
+		Began:      j.began.Truncate(time.Millisecond), Finished: time.Now().UTC().Truncate(time.Millisecond),
+		Source:      repo.Origin{Host: host, Data: j.server.dataDir, Role: role, Access: j.access, Server: j.server.version},
+		Tablespaces: j.files.tablespaces,
+		WAL: []repo.WALRange{{Timeline: j.start.Timeline,
+			First: wal.SegmentName(j.start.Timeline, size.Number(j.start.Redo), size),
+			Last:  wal.SegmentName(j.start.Timeline, max(size.NumberBefore(stop), size.Number(j.start.Redo)), size)}},
+		History: histories, Control: control.Encode(), BackupLabel: string(j.label().Format()), TablespaceMap: string(j.files.tablespaceMap()),
+	}
+}
+
+// copy reads every file, with the WAL keeper beside it.
+func (j *job) copy(ctx context.Context, w *repo.BackupWriter) error {
+	j.Progress.Phase("copying", j.files.bytes, progress.Bytes)
+	p := newPacking(j, w)
+	return j.beside(ctx, func(ctx context.Context) error {
+		err := blockcopy.Fetch(ctx, j.src, j.files.ranges(), blockcopy.FetchOptions{Jobs: j.Jobs, TaskDone: p.taskDone},
+			func(piece blockcopy.Range, data []byte, gone bool) error { return p.deliver(ctx, piece, data, gone) })
+		if err != nil {
+			return err
+		}
+		return p.openUpTo(len(p.entries))
+	})
+}
+
+// beside runs do while the WAL keeper watches.
+func (j *job) beside(ctx context.Context, do func(context.Context) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	watching, stop := context.WithCancel(ctx)
+	if j.cluster != nil {
+		g.Go(func() error { return j.keeper.watch(watching, j.server.current) })
+	}
+	g.Go(func() error {
+		defer stop()
+		return do(ctx)
+	})
+	err := g.Wait()
+	stop()
+	return err
+}
+
+// packing turns what the fetch stage delivers into the files of a backup.
+type packing struct {
+	j       *job
+	w       *repo.BackupWriter
+	entries []blockcopy.Entry
+	index   map[string]int // of files that hold bytes
+
+	mu     sync.Mutex
+	opened int
+	open   map[int]*openFile
+}
+
+// openFile is a file of which not everything was delivered yet.
+type openFile struct {
+	w       *repo.FileWriter
+	rel     bool // a relation: whole blocks
+	pending int64
+	size    int64 // the end of what was delivered
+	cut     int64 // where the file was seen to end, -1 if it was not
+	gone    bool
+}
+
+func newPacking(j *job, w *repo.BackupWriter) *packing {
+	p := &packing{j: j, w: w, entries: j.files.entries, index: make(map[string]int, len(j.files.entries)), open: map[int]*openFile{}}
+	for i, e := range p.entries {
+		if e.Type == blockcopy.File && e.Size > 0 {
+			p.index[e.Path] = i
+		}
+	}
+	return p
+}
+
+// openUpTo opens the entries before n that are not open yet, in order.
+func (p *packing) openUpTo(n int) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for ; p.opened < n; p.opened++ {
+		e := p.entries[p.opened]
+		f, err := p.w.File(e)
+		if err != nil {
+			return err
+		}
+		if e.Type == blockcopy.File && e.Size == 0 {
+			if err := f.Close(0, false); err != nil {
+				return err
+			}
+		}
+		if e.Type != blockcopy.File || e.Size == 0 {
+			continue
+		}
+		_, rel := volume.ParseRelPath(e.Path)
+		p.open[p.opened] = &openFile{w: f, rel: rel, pending: e.Size, cut: -1}
+	}
+	return nil
+}
+
+func (p *packing) file(path string) (*openFile, error) {
+	i, ok := p.index[path]
+	if !ok {
+		return nil, fmt.Errorf("%s was not asked for", path)
+	}
+	if err := p.openUpTo(i + 1); err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.open[i], nil
+}
+
+func (p *packing) deliver(ctx context.Context, piece blockcopy.Range, data []byte, gone bool) error {
+	f, err := p.file(piece.Path)
+	if err != nil {
+		return err
+	}
+	if gone {
+		p.mu.Lock()
+		f.gone = true
+		p.mu.Unlock()
+		return nil
+	}
+	bs := int64(p.j.control.BlockSize)
+	if piece.Offset%bs != 0 {
+		return fmt.Errorf("%s: a piece does not begin with a block", piece)
+	}
+	if err := p.j.pages.check(ctx, piece.Path, piece.Offset, data); err != nil {
+		return err
+	}
+	end := piece.Offset + int64(len(data))
+	short := int64(len(data)) < piece.Length
+	if odd := int64(len(data)) % bs; odd != 0 && f.rel {
+		// Caught while it was extended or cut: replay settles the block.
+		data = append(slices.Clone(data), make([]byte, bs-odd)...)
+		end += bs - odd
+	}
+	if err := f.w.Write(piece.Offset/bs, data); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f.size = max(f.size, end)
+	if short && !f.rel && (f.cut < 0 || end < f.cut) {
+		f.cut = end
+	}
+	return nil
+}
+
+// taskDone closes the files of which nothing is outstanding.
+func (p *packing) taskDone(_ context.Context, t blockcopy.Task) error {
+	p.j.Progress.Add(t.Bytes())
+	var done []*openFile
+	p.mu.Lock()
+	for _, r := range t.Ranges {
+		i := p.index[r.Path]
+		f := p.open[i]
+		if f.pending -= r.Length; f.pending == 0 {
+			delete(p.open, i)
+			done = append(done, f)
+		}
+	}
+	p.mu.Unlock()
+	for _, f := range done {
+		size := f.size
+		if f.cut >= 0 {
+			size = f.cut
+		}
+		if err := f.w.Close(size, f.gone); err != nil {
+			return err
+		}
+	}
+	return nil
+}

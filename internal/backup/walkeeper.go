@@ -1,0 +1,281 @@
+package backup
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"strings"
+	"time"
+
+	"tidemark/internal/blockcopy"
+	"tidemark/internal/exit"
+	"tidemark/internal/repo"
+	"tidemark/pkg/timeline"
+	"tidemark/pkg/wal"
+)
+
+// walKeeper sees to it that the WAL of a backup reaches the repository: the
+// server's archiver brings it, or the keeper fetches it from the server's
+// pg_wal. Either may come first; the archive takes the same content twice.
+type walKeeper struct {
+	cluster  *repo.Cluster
+	src      blockcopy.Source
+	server   *server
+	log      *slog.Logger
+	timeline wal.TimelineID
+	size     wal.SegmentSize
+	next     wal.SegmentNumber // the first that is not known to be durable
+	// ours says that the server archives into this repository, so that the
+	// keeper gives it a moment before it fetches by itself.
+	ours bool
+}
+
+// pushesTo reports whether an archive_command is dbbackup push to this
+// repository, as far as can be told from its text.
+func pushesTo(command, location string) bool {
+	return strings.Contains(command, "dbbackup") && strings.Contains(command, " push") &&
+		(!strings.Contains(command, "--repo") || strings.Contains(command, location))
+}
+
+const (
+	keepInterval  = 200 * time.Millisecond
+	archiverGrace = 5 * time.Second
+)
+
+// upTo makes the segments before limit durable and says how far it came. A
+// segment that is neither archived nor complete on the server yet ends it
+// without an error.
+func (k *walKeeper) upTo(ctx context.Context, limit wal.SegmentNumber, fetch bool) error {
+	for ; k.next < limit; k.next++ {
+		name := wal.SegmentName(k.timeline, k.next, k.size)
+		has, err := k.cluster.HasWAL(ctx, name)
+		if err != nil {
+			return err
+		}
+		if has {
+			continue
+		}
+		if !fetch {
+			return nil
+		}
+		if err := k.fetch(ctx, name); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// fetch copies one WAL file from the server into the repository.
+func (k *walKeeper) fetch(ctx context.Context, name string) error {
+	data, err := readWAL(ctx, k.src, name, k.size)
+	if err != nil {
+		return err
+	}
+	_, err = k.cluster.PushWAL(ctx, name, bytes.NewReader(data), int64(len(data)))
+	return err
+}
+
+// readWAL reads a file of the server's pg_wal.
+func readWAL(ctx context.Context, src blockcopy.Source, name string, size wal.SegmentSize) ([]byte, error) {
+	path := "pg_wal/" + name
+	var data []byte
+	err := src.Fetch(ctx, []blockcopy.Range{{Path: path, Length: int64(size)}}, func(_ blockcopy.Range, b []byte, gone bool) error {
+		if gone {
+			return fmt.Errorf("%s: %w", path, fs.ErrNotExist)
+		}
+		data = append(data, b...)
+		return nil
+	})
+	return data, err
+}
+
+// watch runs while files are copied: it keeps the archive up with the server,
+// so that WAL does not pile up on the server's disk.
+func (k *walKeeper) watch(ctx context.Context, current func(context.Context) (wal.LSN, error)) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	behind := time.Time{}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		lsn, err := current(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		limit := k.size.Number(lsn)
+		if k.next >= limit {
+			behind = time.Time{}
+			continue
+		}
+		if behind.IsZero() {
+			behind = time.Now()
+		}
+		if err := k.upTo(ctx, limit, !k.ours || time.Since(behind) > archiverGrace); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		k.server.advance(ctx, k.size.Start(k.next))
+	}
+}
+
+// finish waits until every segment that holds WAL before stop is durable.
+func (k *walKeeper) finish(ctx context.Context, stop wal.LSN, timeout time.Duration) error {
+	limit := k.size.NumberBefore(stop) + 1
+	begin := time.Now()
+	for {
+		// Only segments that the server has finished are taken from it: an
+		// archive keeps for ever what it got first.
+		finished, err := k.server.current(ctx)
+		if err != nil {
+			return err
+		}
+		if fetch := !k.ours || time.Since(begin) > min(archiverGrace, timeout/2); fetch {
+			err = k.upTo(ctx, min(limit, k.size.Number(finished)), true)
+		} else {
+			err = k.upTo(ctx, limit, false)
+		}
+		if err != nil {
+			return err
+		}
+		if k.next >= limit {
+			return nil
+		}
+		if time.Since(begin) >= timeout {
+			return k.missing(ctx, timeout)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(keepInterval):
+		}
+	}
+}
+
+func (k *walKeeper) missing(ctx context.Context, timeout time.Duration) error {
+	name := wal.SegmentName(k.timeline, k.next, k.size)
+	hint := "see the server's log for archive_command; --timeout waits longer"
+	if k.server.inRecovery {
+		hint = "the primary has to complete this segment: run pg_switch_wal() on it, or set archive_timeout there; --timeout waits longer"
+	} else if why := k.server.archiverTrouble(ctx); why != "" {
+		hint = "the server's archiver says: " + why + "\n" + hint
+	}
+	return exit.New(exit.Failed, hint, "the backup needs WAL that did not arrive within %s: %s is neither in the archive nor complete on the server",
+		timeout, name)
+}
+
+// archiverTrouble tells what the server's archiver failed at last.
+func (s *server) archiverTrouble(ctx context.Context) string {
+	var text string
+	err := s.conn.QueryRow(ctx, `SELECT coalesce(format('archiving of %s failed at %s', last_failed_wal, last_failed_time), '') FROM pg_stat_archiver
+		WHERE last_failed_time > coalesce(last_archived_time, '-infinity')`).Scan(&text)
+	if err != nil {
+		return ""
+	}
+	return text
+}
+
+// replayed is how far a standby has come: what is before is complete.
+func (s *server) replayed(ctx context.Context) (wal.LSN, error) {
+	return s.position(ctx, "SELECT coalesce(pg_last_wal_replay_lsn(), '0/0')::text")
+}
+
+// current is the position before which segments are complete.
+func (s *server) current(ctx context.Context) (wal.LSN, error) {
+	if s.inRecovery {
+		return s.replayed(ctx)
+	}
+	return s.position(ctx, "SELECT pg_current_wal_flush_lsn()::text")
+}
+
+func (s *server) position(ctx context.Context, sql string) (wal.LSN, error) {
+	var text string
+	if err := s.conn.QueryRow(ctx, sql).Scan(&text); err != nil {
+		return 0, fmt.Errorf("asking the server for its WAL position: %w", err)
+	}
+	return wal.ParseLSN(text)
+}
+
+// histories makes the history files of a timeline and its ancestors durable.
+// It returns their names.
+func (k *walKeeper) histories(ctx context.Context) ([]string, error) {
+	var names []string
+	for tli := k.timeline; tli > 1; {
+		name := wal.HistoryName(tli)
+		data, err := k.history(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		h, err := timeline.Parse(tli, data)
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, name)
+		if len(h.Entries) == 0 {
+			break
+		}
+		tli = h.Entries[len(h.Entries)-1].Timeline
+	}
+	return names, nil
+}
+
+func (k *walKeeper) history(ctx context.Context, name string) ([]byte, error) {
+	var buf bytes.Buffer
+	_, err := k.cluster.FetchWAL(ctx, name, &buf)
+	if err == nil || !errors.Is(err, repo.ErrNotArchived) {
+		return buf.Bytes(), err
+	}
+	data, err := k.src.ReadFile(ctx, "pg_wal/"+name)
+	if err != nil {
+		return nil, exit.Wrap(err, exit.Failed, "copy it from another server's pg_wal or archive, with dbbackup push",
+			"the history of the timeline is neither in the archive nor on the server: %s", name)
+	}
+	_, err = k.cluster.PushWAL(ctx, name, bytes.NewReader(data), int64(len(data)))
+	return data, err
+}
+
+// archived reads the repository's segments of a timeline for pkg/wal.
+func archived(c *repo.Cluster, tli wal.TimelineID, size wal.SegmentSize) wal.Source {
+	return wal.SourceFunc(func(ctx context.Context, n wal.SegmentNumber) (wal.Segment, error) {
+		f, err := c.OpenWAL(ctx, wal.SegmentName(tli, n, size))
+		if errors.Is(err, repo.ErrNotArchived) {
+			err = fmt.Errorf("%w: %w", wal.ErrNoSegment, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return f, nil
+	})
+}
+
+// live reads the server's own segments for pkg/wal.
+func live(src blockcopy.Source, tli wal.TimelineID, size wal.SegmentSize) wal.Source {
+	return wal.SourceFunc(func(ctx context.Context, n wal.SegmentNumber) (wal.Segment, error) {
+		data, err := readWAL(ctx, src, wal.SegmentName(tli, n, size), size)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", wal.ErrNoSegment, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return memorySegment{bytes.NewReader(data)}, nil
+	})
+}
+
+type memorySegment struct{ io.ReaderAt }
+
+func (memorySegment) Close() error { return nil }
