@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -339,21 +339,11 @@ func fileSum(ctx context.Context, name string) (size int64, crc []byte, mtime ti
 	if err != nil {
 		return 0, nil, mtime, err
 	}
-	buf := make([]byte, 256<<10)
-	for {
-		if err := ctx.Err(); err != nil {
-			return 0, nil, mtime, err
-		}
-		n, err := f.Read(buf)
-		h.Write(buf[:n])
-		size += int64(n)
-		if n == 0 {
-			if err != nil && err.Error() != "EOF" {
-				return 0, nil, mtime, fmt.Errorf("reading %s: %w", name, err)
-			}
-			return size, h.Sum(nil), st.ModTime(), nil
-		}
+	if err := ctx.Err(); err != nil {
+		return 0, nil, mtime, err
 	}
+	size, err = io.CopyBuffer(h, struct{ io.Reader }{f}, make([]byte, 256<<10))
+	return size, h.Sum(nil), st.ModTime(), err
 }
 
 // checkedSource passes the pages of a source through a checker.

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"tidemark/internal/backup"
+	"tidemark/internal/cli"
+	"tidemark/internal/exit"
+	"tidemark/internal/repo"
+)
+
+type createCmd struct {
+	cli.DSNFlag
+	cli.RepoFlag
+	cli.JobsFlag
+	PGData  string        `name:"pgdata" short:"D" placeholder:"DIR" type:"path" help:"The server's data directory, if it is on this machine; found by itself otherwise, and read over SQL where it cannot be read here."`
+	Label   string        `placeholder:"TEXT" help:"Words to find the backup by."`
+	Full    bool          `help:"Store every block again, and reference none of an earlier backup."`
+	Plain   string        `placeholder:"DIR" type:"path" help:"Write a data directory that starts as it is, instead of into the repository."`
+	Timeout time.Duration `placeholder:"TIME" help:"How long to wait for the last WAL to reach the repository; 5m by default."`
+}
+
+// Run takes the backup.
+func (c *createCmd) Run(ctx context.Context, e *cli.Env) error {
+	o := backup.Options{Tool: "dbbackup " + cli.Version(), ConnInfo: c.DSN, DataDir: c.PGData, Label: c.Label, Full: c.Full,
+		Jobs: c.Jobs, Timeout: c.Timeout, Progress: e.Progress(), Log: e.Log()}
+	if c.Plain != "" {
+		return c.plain(ctx, e, o)
+	}
+	if err := needRepo(c.Repo); err != nil {
+		return err
+	}
+	if err := becomeRepoOwner(c.Repo); err != nil {
+		return err
+	}
+	r, err := repo.Open(ctx, c.Repo)
+	if err != nil {
+		return err
+	}
+	sum, err := backup.Create(ctx, r, o)
+	if err != nil {
+		return err
+	}
+	if err := e.Render(newCreateResult(r, sum), func(t *cli.Text) { renderCreated(t, sum) }); err != nil {
+		return err
+	}
+	return damaged(sum.FindingCount)
+}
+
+func (c *createCmd) plain(ctx context.Context, e *cli.Env, o backup.Options) error {
+	if c.Full {
+		return exit.New(exit.Usage, "leave --full out", "a plain backup is always full")
+	}
+	if err := cli.BecomeOwner(c.Plain, ""); err != nil {
+		return err
+	}
+	res, err := backup.CreatePlain(ctx, c.Plain, o)
+	if err != nil {
+		return err
+	}
+	err = e.Render(res, func(t *cli.Text) {
+		t.Line("%s is complete: a server starts on it, and pg_verifybackup accepts it.", res.Directory)
+		took := res.Finished.Sub(res.Began)
+		t.KV("files", cli.Count(res.Files), "size", cli.Bytes(res.SizeBytes), "WAL", cli.Bytes(res.WALBytes),
+			"took", cli.Duration(took)+" ("+cli.Rate(res.SizeBytes, took)+")",
+			"consistent", res.Start.LSN.String()+" to "+res.Stop.String())
+		renderFindings(t, res.Findings, res.FindingCount)
+	})
+	if err != nil {
+		return err
+	}
+	return damaged(res.FindingCount)
+}
+
+// damaged is the error of a backup that holds damaged blocks.
+func damaged(n int64) error {
+	if n == 0 {
+		return nil
+	}
+	return exit.New(exit.Problem, "the backup is complete and holds these blocks as they are; older backups may hold them sound",
+		"%s of the cluster failed the checksum test", cli.Plural(n, "block", "blocks"))
+}
+
+func renderCreated(t *cli.Text, s *repo.Summary) {
+	t.Line("Backup %s is complete (%s).", s.ID, s.Type)
+	old := ""
+	if s.Type == repo.Incremental {
+		old = cli.Count(s.OldBlocks) + " of " + cli.Count(s.Blocks-s.ZeroBlocks) + " blocks as in " + s.Parent
+	}
+	t.KV("cluster", cli.Bytes(s.ClusterSize)+" in "+cli.Plural(s.Files, "file", "files"), "unchanged", old,
+		"stored", cli.Bytes(s.StoredSize)+" for "+cli.Bytes(s.NewSize), "took", cli.Duration(s.Took())+" ("+cli.Rate(s.ClusterSize, s.Took())+")",
+		"consistent", s.Start.LSN.String()+" to "+s.Stop.String())
+	renderFindings(t, s.Findings, s.FindingCount)
+}
+
+// shownFindings bounds the list for people; --json and the manifest hold more.
+const shownFindings = 20
+
+func renderFindings(t *cli.Text, findings []repo.Finding, count int64) {
+	if count == 0 {
+		return
+	}
+	t.Blank()
+	tab := cli.NewTable("file", ">block", "relation", "page LSN", "checksum", "should be")
+	for _, f := range findings[:min(len(findings), shownFindings)] {
+		tab.Row(f.Path, f.Block, f.Relation, f.LSN, f.Found, f.Expected)
+	}
+	t.Table(tab)
+	if more := count - int64(min(len(findings), shownFindings)); more > 0 {
+		t.Line("and %s more", cli.Count(more))
+	}
+}
+
+// createResult is what create made.
+type createResult struct {
+	Repository   string          `json:"repository"`         // where it is
+	ID           string          `json:"id"`                 // identifier of the backup
+	Label        string          `json:"label,omitempty"`    // the operator's words
+	Type         repo.BackupType `json:"type"`               // full or incremental; either restores alone
+	Parent       string          `json:"parent,omitempty"`   // the backup it was compared with
+	SystemID     repo.SystemID   `json:"system_identifier"`  // of the cluster
+	Server       string          `json:"server_version"`     // of the server it was taken from
+	Source       repo.Origin     `json:"source"`             // where and how it was taken
+	Start        repo.Point      `json:"start"`              // where replay begins
+	Stop         repo.Point      `json:"stop"`               // where it has made the copy consistent
+	Began        time.Time       `json:"began"`              // when it began
+	Took         float64         `json:"took_seconds"`       // how long it took
+	Files        int64           `json:"files"`              // in the cluster
+	ClusterBytes int64           `json:"cluster_bytes"`      // of those files
+	Blocks       int64           `json:"blocks"`             // in those files
+	ZeroBlocks   int64           `json:"zero_blocks"`        // of which all zero
+	OldBlocks    int64           `json:"old_blocks"`         // of which in an earlier backup
+	NewBlocks    int64           `json:"new_blocks"`         // of which stored by this one
+	StoredBytes  int64           `json:"stored_bytes"`       // in the repository, by this backup, without WAL
+	WAL          []repo.WALRange `json:"wal"`                // segments that a restore needs at least
+	FindingCount int64           `json:"finding_count"`      // blocks whose checksum was wrong
+	Findings     []repo.Finding  `json:"findings,omitempty"` // at most 1000 of them
+}
+
+func newCreateResult(r *repo.Repository, s *repo.Summary) *createResult {
+	return &createResult{Repository: r.Location(), ID: s.ID, Label: s.Label, Type: s.Type, Parent: s.Parent, SystemID: s.SystemID,
+		Server: s.Source.Server, Source: s.Source, Start: s.Start, Stop: s.Stop, Began: s.Began, Took: s.Took().Seconds(), Files: s.Files,
+		ClusterBytes: s.ClusterSize, Blocks: s.Blocks, ZeroBlocks: s.ZeroBlocks, OldBlocks: s.OldBlocks, NewBlocks: s.NewBlocks,
+		StoredBytes: s.StoredSize + s.ManifestSize, WAL: s.WAL, FindingCount: s.FindingCount, Findings: s.Findings}
+}
+
+// Examples are printed with --help.
+func (createCmd) Examples() string {
+	return `dbbackup create --repo /srv/backup -d "host=/run/postgresql"
+dbbackup create --repo /srv/backup --label "before the upgrade"
+dbbackup create --repo /srv/backup -d service=replica  # from a standby
+dbbackup create --plain /srv/copy -d "port=5433"       # a data directory`
+}

@@ -1,0 +1,27 @@
+// Command dbbackup takes online backups of PostgreSQL and archives its WAL.
+package main
+
+import (
+	"os"
+
+	"tidemark/internal/cli"
+)
+
+type commands struct {
+	Init   initCmd   `cmd:"" help:"Make a repository, once."`
+	Create createCmd `cmd:"" help:"Take an online backup, into the repository or a plain directory."`
+	Push   pushCmd   `cmd:"" help:"Archive one WAL file: the server's archive_command."`
+	List   listCmd   `cmd:"" help:"List the backups of a repository."`
+}
+
+// Examples are printed with --help.
+func (commands) Examples() string {
+	return `dbbackup init --repo /srv/backup             # once
+archive_command = 'dbbackup push --repo /srv/backup %p'
+dbbackup create --repo /srv/backup           # full at first, then incremental
+dbbackup list --repo /srv/backup`
+}
+
+func main() {
+	os.Exit(cli.Main("dbbackup", "Online backup of PostgreSQL.", &commands{}))
+}
