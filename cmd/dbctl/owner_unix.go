@@ -2,6 +2,8 @@ package main
 
 import (
 	"io/fs"
+	"os/user"
+	"strconv"
 	"syscall"
 )
 
@@ -11,4 +13,19 @@ func ownerID(info fs.FileInfo) uint32 {
 		return st.Uid
 	}
 	return 0
+}
+
+// userIDs returns the numbers of a user that is named, or given by its uid.
+func userIDs(name string) (uid, gid int, err error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		if u, err = user.LookupId(name); err != nil {
+			return 0, 0, err
+		}
+	}
+	if uid, err = strconv.Atoi(u.Uid); err != nil {
+		return 0, 0, err
+	}
+	gid, err = strconv.Atoi(u.Gid)
+	return uid, gid, err
 }

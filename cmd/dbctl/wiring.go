@@ -1,12 +1,31 @@
 package main
 
 import (
+	"context"
+	"os"
+	"strings"
+
 	"tidemark/internal/cli"
 	"tidemark/internal/cluster"
+	"tidemark/internal/rewind"
 )
 
-// rewinder wires the rewind of package rewind into a rejoin.
-func rewinder(e *cli.Env) cluster.Rewinder { return nil }
+// commandLine is what an operator types to go on with unfinished work.
+func commandLine() string { return "dbctl " + strings.Join(os.Args[1:], " ") }
+
+// rewinder wires package rewind into a rejoin.
+func rewinder(e *cli.Env) cluster.Rewinder {
+	return func(ctx context.Context, target, _ cluster.Node, source string) error {
+		result, err := rewind.Run(ctx, rewind.Options{
+			Target: target.DataDir, SourceConn: source, Bindir: target.Bindir, ConfigFile: cluster.ConfigFile(target),
+			Jobs: e.Config().Jobs, Command: commandLine(), Progress: e.Progress(), Log: e.Log(),
+		})
+		if result != nil && err == nil && result.Diverged {
+			e.Note("%s: rewound, %s moved", target.Name, cli.Bytes(result.Bytes))
+		}
+		return err
+	}
+}
 
 // seeder wires the copy of package replication into a rejoin.
 func seeder(e *cli.Env) cluster.Seeder { return nil }

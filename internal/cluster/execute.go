@@ -189,7 +189,7 @@ func followConnInfo(primary, f *Facts, all []*Facts) (string, error) {
 
 func (r *run) joinNode(ctx context.Context, n Node) error {
 	if r.stop != nil && r.old != nil && r.old.Name == n.Name {
-		if err := r.stop.wait(ctx, r.c.opt.StopTimeout); err != nil {
+		if err := r.awaitEnd(ctx); err != nil {
 			return exit.Hint(err, "its shutdown checkpoint is written, something keeps the process (the archiver?); run the same command again when it has ended")
 		}
 	}

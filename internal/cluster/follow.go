@@ -28,8 +28,12 @@ func until(ctx context.Context, limit time.Duration, what string, f func(context
 	defer cancel()
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
+	var last error
 	for {
 		err := f(tctx)
+		if errors.Is(err, errNotYet) {
+			last = err
+		}
 		if err == nil || (!errors.Is(err, errNotYet) && tctx.Err() == nil) {
 			return err
 		}
@@ -38,14 +42,17 @@ func until(ctx context.Context, limit time.Duration, what string, f func(context
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			return fmt.Errorf("%s: not within %s (%v)", what, limit, err)
+			if last == nil {
+				last = err
+			}
+			return fmt.Errorf("%s: %w within %s", what, last, limit)
 		case <-tick.C:
 		}
 	}
 }
 
 func notYet(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", errNotYet, fmt.Sprintf(format, args...))
+	return fmt.Errorf("%w (%s)", errNotYet, fmt.Sprintf(format, args...))
 }
 
 // ensureSlot makes a physical slot that keeps WAL from now on. One that is

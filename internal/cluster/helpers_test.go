@@ -22,7 +22,12 @@ type testCluster struct {
 
 func newCluster(t *testing.T, major int, standbys ...string) *testCluster {
 	t.Helper()
-	p := pgtest.New(t, pgtest.Options{Name: "alpha", Major: major, Checksums: true, Config: []string{"wal_keep_size = 256MB"}})
+	return newClusterWith(t, major, []string{"wal_retrieve_retry_interval = 200ms"}, standbys...)
+}
+
+func newClusterWith(t *testing.T, major int, config []string, standbys ...string) *testCluster {
+	t.Helper()
+	p := pgtest.New(t, pgtest.Options{Name: "alpha", Major: major, Checksums: true, Config: append([]string{"wal_keep_size = 256MB"}, config...)})
 	tc := &testCluster{t: t, nodes: map[string]*pgtest.Node{"alpha": p}, opt: Options{Name: "test", StopTimeout: 30 * time.Second, FollowTimeout: 30 * time.Second}}
 	tc.add(p)
 	for _, name := range standbys {

@@ -52,3 +52,15 @@ func withoutDataDir(args []string) []string {
 	}
 	return kept
 }
+
+// ConfigFile returns the postgresql.conf of a node where it lies outside the
+// data directory, as the server was last told, else "".
+func ConfigFile(n Node) string {
+	for _, arg := range lastArguments(n.DataDir) {
+		arg = strings.TrimPrefix(strings.TrimPrefix(arg, "--"), "-c")
+		if v, ok := strings.CutPrefix(strings.TrimSpace(arg), "config_file="); ok {
+			return v
+		}
+	}
+	return ""
+}

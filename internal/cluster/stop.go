@@ -74,7 +74,7 @@ func (r *run) stopOld(ctx context.Context) error {
 			return nil
 		case !released && time.Since(stop.asked) > limit/2:
 			released = true
-			r.releaseSenders()
+			r.releaseSenders(r.senderOf(r.next))
 		}
 		select {
 		case <-stop.ended:
@@ -90,9 +90,22 @@ func (r *run) stopOld(ctx context.Context) error {
 	return exit.Hint(err, "see the log of "+r.old.Name+"; a session, a walsender or the archiver may hold the shutdown")
 }
 
-// releaseSenders ends the walsenders of other nodes than the candidate.
-func (r *run) releaseSenders() {
-	keep := r.senderOf(r.next)
+// senderGrace is how long an old primary's walsenders may take to end once the
+// promotion has made them useless.
+const senderGrace = time.Second
+
+// awaitEnd waits for the old primary's process. What its walsenders still
+// wait for, the new primary sends.
+func (r *run) awaitEnd(ctx context.Context) error {
+	if r.stop.wait(ctx, senderGrace) == nil {
+		return nil
+	}
+	r.releaseSenders(0)
+	return r.stop.wait(ctx, r.c.opt.StopTimeout)
+}
+
+// releaseSenders ends the walsenders but one.
+func (r *run) releaseSenders(keep int) {
 	for _, s := range r.old.Senders {
 		if s.PID == keep || parentOf(s.PID) != r.old.PID {
 			continue

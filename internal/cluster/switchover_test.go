@@ -9,7 +9,7 @@ import (
 
 func TestSwitchoverUnderLoad(t *testing.T) {
 	pgtest.Each(t, func(t *testing.T, major int) {
-		tc := newCluster(t, major, "bravo", "charlie")
+		tc := newClusterWith(t, major, nil, "bravo", "charlie") // retries after 5 s, as by default
 		w := tc.startWriter()
 		for _, to := range []string{"bravo", "alpha"} {
 			before := len(w.acked)
