@@ -1,7 +1,17 @@
 package docs
 
+import (
+	"tidemark/internal/cluster"
+	"tidemark/internal/rewind"
+)
+
 // documents lists the verbs and what they print with --json.
 var documents = []struct {
 	verb     string
 	document any
-}{}
+}{
+	{"dbrewind check", rewind.Report{}},
+	{"dbrewind run", rewind.Result{}},
+	{"dbctl status", cluster.StatusReport{}},
+	{"dbctl switchover, promote and rejoin", cluster.Report{}},
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"os"
-	"slices"
 	"strings"
 
 	"tidemark/internal/cli"
@@ -31,14 +30,13 @@ dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' -R   # rewind, 
 dbrewind --target-pgdata=/srv/pg --source-pgdata=/srv/pg-new          # as pg_rewind`
 }
 
-// exitStatus gives the command without a verb pg_rewind's exit codes: every
+// Status gives the command without a verb pg_rewind's exit codes: every
 // failure is 1.
-func exitStatus(args []string, code int) int {
-	verb := slices.ContainsFunc(args, func(a string) bool { return a == "check" || a == "run" })
-	if verb || code == int(exit.OK) {
-		return code
+func (dropInCmd) Status(code exit.Code) int {
+	if code == exit.OK {
+		return 0
 	}
-	return int(exit.Failed)
+	return 1
 }
 
 // pairFlags name the target and its source.

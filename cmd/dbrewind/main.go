@@ -8,5 +8,5 @@ import (
 )
 
 func main() {
-	os.Exit(exitStatus(os.Args[1:], cli.Main("dbrewind", description, &commands{})))
+	os.Exit(cli.Main("dbrewind", description, &commands{}))
 }

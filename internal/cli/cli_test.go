@@ -48,8 +48,14 @@ type runCmd struct {
 }
 
 func (c *runCmd) Run(e *Env) error {
+	if c.Target == "busy" {
+		return exit.New(exit.Refused, "", "it is busy")
+	}
 	return e.Render(c, func(t *Text) { t.Line("run %s %s %v %s", c.Target, c.Source, c.DryRun, e.globals.Progress) })
 }
+
+// Status is the rule of the program that the verb stands in for.
+func (runCmd) Status(code exit.Code) int { return min(int(code), 1) }
 
 func run(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
@@ -71,12 +77,13 @@ func TestRun(t *testing.T) {
 		{"check --fail plain", 1, "", "error: disk on fire\n"},
 		{"check --fail silent", 200, "", ""},
 		{"check --nonsense", 64, "", "hint: try `demo check --help`\n"},
-		{"nonsense", 64, "", "hint: try `demo --help`\n"},
+		{"nonsense", 1, "", "hint: try `demo --help`\n"},
 		{"-D /srv/a --source-server=host=b -n -P", 0, "run /srv/a host=b true auto\n", ""},
 		{"--target-pgdata /srv/a --progress --source-server x", 0, "run /srv/a x false auto\n", ""},
 		{"-D /srv/a --progress=plain", 0, "plain\n", ""},
-		{"-D /srv/a --progress=loud", 64, "", "must be auto, bar, plain or none"},
-		{"--source-server=x", 64, "", "missing flags"},
+		{"-D busy", 1, "", "refused: it is busy\n"},
+		{"-D /srv/a --progress=loud", 1, "", "must be auto, bar, plain or none"},
+		{"--source-server=x", 1, "", "missing flags"},
 		{"check --help", 0, "Examples:\n  demo check -D /srv/alpha   # compares\n", ""},
 		{"-?", 0, "Exit codes:\n    0  done", ""},
 		{"--version", 0, "demo (Tidemark) " + release, ""},
@@ -103,6 +110,7 @@ func TestJSON(t *testing.T) {
 		{"check --json -D /srv/a", `{"pgdata":"/srv/a","repo":""}`},
 		{"check --json --fail problem", `{"diverged":true,"error":{"code":3,"name":"problem","message":"it diverged"}}`},
 		{"check --fail refused --json -D /x", `{"error":{"code":6,"name":"refused","message":"the server of /x runs","hint":"stop the server first"}}`},
+		{"-D busy --json", `{"error":{"code":1,"name":"refused","message":"it is busy"}}`},
 		{"check --json --nonsense", `{"error":{"code":64,"name":"usage","message":"unknown flag --nonsense","hint":"try ` + "`demo check --help`" + `"}}`},
 	} {
 		t.Run(tc.args, func(t *testing.T) {

@@ -16,6 +16,7 @@ type Env struct {
 	streams  Streams
 	config   *Config
 	document any // the result to print as JSON, nil while there is none
+	status   func(exit.Code) int
 
 	once     sync.Once
 	reporter *reporter
@@ -103,7 +104,7 @@ func (e *Env) writeDocument(code exit.Code, err error) error {
 	if !e.JSON() || (e.document == nil && err == nil) {
 		return nil
 	}
-	out, merr := encodeDocument(e.document, code, err)
+	out, merr := encodeDocument(e.document, newErrorDocument(code, e.exitStatus(code), err))
 	if merr != nil {
 		return merr
 	}

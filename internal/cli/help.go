@@ -2,7 +2,6 @@ package cli
 
 import (
 	"fmt"
-	"reflect"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -26,7 +25,7 @@ func printHelp(options kong.HelpOptions, ctx *kong.Context) error {
 	if n := ctx.Selected(); n != nil {
 		node, whole = n, false
 	}
-	if ex, ok := exampler(node.Target); ok {
+	if ex, ok := target[Exampler](node); ok {
 		fmt.Fprintf(ctx.Stdout, "\nExamples:\n")
 		for _, line := range strings.Split(strings.Trim(ex.Examples(), "\n"), "\n") {
 			fmt.Fprintf(ctx.Stdout, "  %s\n", strings.TrimSpace(line))
@@ -41,13 +40,16 @@ func printHelp(options kong.HelpOptions, ctx *kong.Context) error {
 	return nil
 }
 
-func exampler(v reflect.Value) (Exampler, bool) {
-	if !v.IsValid() {
-		return nil, false
-	}
-	if v.CanAddr() {
+// target returns what a node was made from, as one of our interfaces.
+func target[T any](n *kong.Node) (T, bool) {
+	v := n.Target
+	if v.IsValid() && v.CanAddr() {
 		v = v.Addr()
 	}
-	ex, ok := v.Interface().(Exampler)
-	return ex, ok
+	if !v.IsValid() {
+		var none T
+		return none, false
+	}
+	t, ok := v.Interface().(T)
+	return t, ok
 }

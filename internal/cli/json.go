@@ -15,8 +15,11 @@ type ErrorDocument struct {
 	Hint    string `json:"hint,omitempty"` // what to do next
 }
 
-func newErrorDocument(code exit.Code, err error) *ErrorDocument {
-	d := &ErrorDocument{Code: int(code), Name: "other", Message: err.Error(), Hint: hintFor(err)}
+func newErrorDocument(code exit.Code, status int, err error) *ErrorDocument {
+	if err == nil {
+		return nil
+	}
+	d := &ErrorDocument{Code: status, Name: "other", Message: err.Error(), Hint: hintFor(err)}
 	for _, r := range exit.Table() {
 		if r.Code == code {
 			d.Name = r.Name
@@ -27,7 +30,7 @@ func newErrorDocument(code exit.Code, err error) *ErrorDocument {
 
 // encodeDocument returns doc as indented JSON with the error as its last
 // member. A result that is not an object moves into the member "result".
-func encodeDocument(doc any, code exit.Code, err error) ([]byte, error) {
+func encodeDocument(doc any, problem *ErrorDocument) ([]byte, error) {
 	body := []byte("{}")
 	if doc != nil {
 		b, merr := marshal(doc)
@@ -36,8 +39,8 @@ func encodeDocument(doc any, code exit.Code, err error) ([]byte, error) {
 		}
 		body = b
 	}
-	if err != nil {
-		e, merr := marshal(newErrorDocument(code, err))
+	if problem != nil {
+		e, merr := marshal(problem)
 		if merr != nil {
 			return nil, merr
 		}

@@ -72,10 +72,40 @@ func parseAndRun(ctx context.Context, name, description string, grammar any, env
 	}
 	kctx, err := parse(parser, args)
 	if err != nil {
+		env.status = statusRule(failedVerb(parser, err))
 		return usageError(name, err)
 	}
+	env.status = statusRule(kctx.Selected())
 	env.config = conf.config
 	return kctx.Run()
+}
+
+// Statuser is a verb that does not end with the codes of package exit but by a
+// rule of its own, as one must that stands in for another program.
+type Statuser interface {
+	Status(code exit.Code) int
+}
+
+// statusRule returns the rule of a verb, nil where it has none.
+func statusRule(verb *kong.Node) func(exit.Code) int {
+	if verb == nil {
+		return nil
+	}
+	if s, ok := target[Statuser](verb); ok {
+		return s.Status
+	}
+	return nil
+}
+
+// failedVerb is the verb that a command line meant which could not be parsed.
+func failedVerb(parser *kong.Kong, err error) *kong.Node {
+	var perr *kong.ParseError
+	if errors.As(err, &perr) && perr.Context != nil {
+		if n := perr.Context.Selected(); n != nil {
+			return n
+		}
+	}
+	return parser.Model.DefaultCmd
 }
 
 // parse turns the panic by which --help and --version leave kong into an error.
@@ -120,11 +150,18 @@ func (e *Env) finish(ctx context.Context, name string, err error) int {
 	if err != nil {
 		e.printError(name, code, err)
 	}
-	if werr := e.writeDocument(code, err); werr != nil {
+	werr := e.writeDocument(code, err)
+	if werr != nil {
 		fmt.Fprintf(e.streams.Err, "error: cannot write the result: %v\n", werr)
-		if code == exit.OK {
-			code = exit.Failed
-		}
+		code = max(code, exit.Failed)
+	}
+	return e.exitStatus(code)
+}
+
+// exitStatus is what the process ends with.
+func (e *Env) exitStatus(code exit.Code) int {
+	if e.status != nil {
+		return e.status(code)
 	}
 	return int(code)
 }
