@@ -187,9 +187,6 @@ func (r *Receiver) Run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, r.closeSegment()) }()
 	for {
-		r.update(func(p *Position) {
-			p.Timeline, p.Written, p.Flushed, p.Segment = tli, max(start, 0), start, ""
-		})
 		end, err := r.stream(ctx, start, tli)
 		if err != nil || end == nil {
 			return err
@@ -312,6 +309,7 @@ func (r *Receiver) stream(ctx context.Context, start wal.LSN, tli wal.TimelineID
 	if end, err = r.conn.StartReplication(ctx, r.o.Slot, start, tli); err != nil || end != nil {
 		return end, err
 	}
+	r.update(func(p *Position) { p.Timeline, p.Written, p.Flushed, p.Segment = tli, start, start, "" })
 	lastSync, lastReport := time.Now(), time.Now()
 	for {
 		if r.wantsSync() {
