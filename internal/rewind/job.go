@@ -141,7 +141,7 @@ func (j *job) check(ctx context.Context) (err error) {
 	refuse := func(hint, format string, args ...any) error { return exit.New(exit.Refused, hint, format, args...) }
 	switch {
 	case t.SystemIdentifier != s.SystemIdentifier:
-		return refuse("they are not copies of one cluster; check -D and the source", "target and source are from different systems (%d and %d)", t.SystemIdentifier, s.SystemIdentifier)
+		return refuse("they are not copies of one cluster; check -D and the source", "target and source have different system identifiers (%d and %d)", t.SystemIdentifier, s.SystemIdentifier)
 	case t.PgControlVersion != s.PgControlVersion || t.CatalogVersionNo != s.CatalogVersionNo:
 		return refuse("a major version upgrade lies between them: seed the node anew", "target is PostgreSQL %d, source is PostgreSQL %d", t.Major(), s.Major())
 	case t.BlockSize != s.BlockSize || t.RelSegSize != s.RelSegSize || t.XLogSegSize != s.XLogSegSize || t.XLogBlockSize != s.XLogBlockSize:

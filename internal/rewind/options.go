@@ -8,6 +8,7 @@ import (
 	"tidemark/internal/blockcopy"
 	"tidemark/internal/progress"
 	"tidemark/pkg/timeline"
+	"tidemark/pkg/volume"
 	"tidemark/pkg/wal"
 )
 
@@ -32,6 +33,8 @@ type Options struct {
 
 	Progress progress.Reporter
 	Log      *slog.Logger
+
+	fs volume.FS // of the target, for tests that inject faults
 }
 
 // Side is what is known of the target or of the source.

@@ -112,7 +112,7 @@ func (j *job) apply(ctx context.Context, res *Result, plan *blockcopy.Plan, resu
 	if err != nil {
 		return err
 	}
-	o := blockcopy.Options{Target: j.Target, Source: j.source, Jobs: j.Jobs, NoSync: j.NoSync, Progress: j.Progress, Log: j.Log, Resume: resume,
+	o := blockcopy.Options{Target: j.Target, FS: j.fs, Source: j.source, Jobs: j.Jobs, NoSync: j.NoSync, Progress: j.Progress, Log: j.Log, Resume: resume,
 		Finish: func(ctx context.Context) (blockcopy.Finish, error) { return j.finish(ctx, m) }}
 	if !resume {
 		o.Plan = plan
