@@ -66,6 +66,9 @@ func (l *locator) find(ctx context.Context, from wal.LSN, last wal.SegmentNumber
 	if l.target.Kind == AtLSN && l.target.LSN > from {
 		from = l.target.LSN
 	}
+	if from >= l.archive.size.End(last) {
+		return Stop{}, errNotThere
+	}
 	var stop Stop
 	found, err := l.scan(ctx, from, last, func(r *wal.Record) (done bool, err error) {
 		stop, done, err = l.stopsAt(r)
@@ -82,7 +85,7 @@ func (l *locator) stopsAt(r *wal.Record) (Stop, bool, error) {
 	stop := Stop{LSN: r.LSN, End: r.End}
 	if l.target.Kind == AtLSN {
 		if stop.Before = l.target.Exclusive; stop.Before {
-			stop.End = r.LSN
+			stop.End = endBefore(r.LSN)
 		}
 		return stop, r.LSN >= l.target.LSN, nil
 	}
@@ -112,9 +115,19 @@ func (l *locator) stopsAt(r *wal.Record) (Stop, bool, error) {
 		hit, stop.Before = l.past(stop.Time), true
 	}
 	if stop.Before {
-		stop.End = r.LSN
+		stop.End = endBefore(r.LSN)
 	}
 	return stop, hit, nil
+}
+
+// endBefore returns where a server says that it is when it stops before a
+// record: at the end of the one before, which for the first record of a page is
+// the page's begin.
+func endBefore(lsn wal.LSN) wal.LSN {
+	if at := lsn % wal.DefaultPageSize; at == wal.ShortHeaderSize || at == wal.LongHeaderSize {
+		return lsn - at
+	}
+	return lsn
 }
 
 // past tells whether a transaction that ended at t is behind the target.
@@ -172,19 +185,23 @@ func transactionEnd(r *wal.Record) (time.Time, bool, error) {
 	return time.Time{}, false, nil
 }
 
-// lastEnd returns when the last transaction in the segments up to last ended,
-// looking back no further than the segment first.
-func (l *locator) lastEnd(ctx context.Context, first, last wal.SegmentNumber) (at time.Time, ok bool, err error) {
-	for n := last; ; n-- {
+// lastEnd returns when the last transaction before a position ended, looking
+// back no further than the segment first.
+func (l *locator) lastEnd(ctx context.Context, first wal.SegmentNumber, before wal.LSN) (at time.Time, ok bool, err error) {
+	for n := l.archive.size.NumberBefore(before); n >= first; n-- {
 		_, err := l.scan(ctx, l.archive.size.Start(n), n, func(r *wal.Record) (bool, error) {
+			if r.LSN >= before {
+				return true, nil
+			}
 			t, is, err := transactionEnd(r)
 			if is {
 				at, ok = t, true
 			}
 			return false, err
 		})
-		if err != nil || ok || n <= first {
+		if err != nil || ok || n == 0 {
 			return at, ok, err
 		}
 	}
+	return at, ok, nil
 }

@@ -217,9 +217,8 @@ func (r *resolver) toRecord(ctx context.Context) error {
 // endsBefore tells whether a backup is consistent before an LSN or a time.
 //
 // Times are compared with the server's own clock, never with the clock of the
-// machine that took the backup: all transactions that ended within the backup's
-// own WAL, or where there are none the checkpoint it began with, have to be
-// ones that the target includes.
+// machine that took the backup: the last transaction that ended before the
+// backup was consistent has to be one that the target includes.
 func (r *resolver) endsBefore(ctx context.Context, b *repo.Summary) (bool, error) {
 	t := r.request.Target
 	if t.Kind == AtLSN {
@@ -228,25 +227,37 @@ func (r *resolver) endsBefore(ctx context.Context, b *repo.Summary) (bool, error
 	if b.Began.Sub(t.Time) > 24*time.Hour { // no clock is that wrong: spare the reading
 		return false, nil
 	}
-	l := r.locator(b)
 	first := r.size.Number(b.Start.LSN)
 	last, ok := r.archive.lastFrom(first)
 	if need := r.size.NumberBefore(b.Stop.LSN); !ok || last < need {
 		return false, nil
 	}
-	at, ok, err := r.lastWithin(ctx, l, b)
+	for back := 0; back < lookBack && first > 0; back++ {
+		if _, ok := r.archive.name(first - 1); !ok {
+			break
+		}
+		first--
+	}
+	l := r.locator(b)
+	at, ok, err := l.lastEnd(ctx, first, b.Stop.LSN)
 	if err != nil {
 		return false, fmt.Errorf("reading the archived WAL: %w", err)
 	}
 	if !ok {
+		// An idle server. All that ended before the backup's checkpoint, whose
+		// time is known to the second, had ended a second later.
 		c, err := volume.ParseControl(b.Control)
 		if err != nil {
 			return false, fmt.Errorf("backup %s: %w", b.ID, err)
 		}
-		at = c.CheckPointCopy.Time
+		at = c.CheckPointCopy.Time.Add(time.Second)
 	}
 	return !l.past(at), nil
 }
+
+// lookBack is how many segments before a backup are searched for the end of a
+// transaction, where none ended while the backup was taken.
+const lookBack = 8
 
 func (r *resolver) locator(b *repo.Summary) *locator {
 	return &locator{archive: r.archive, target: r.request.Target, major: b.Major}
@@ -299,22 +310,6 @@ func (r *resolver) search(ctx context.Context) error {
 	return r.unreachable(ctx)
 }
 
-// lastWithin returns when the last transaction ended that a backup's own WAL
-// holds.
-func (r *resolver) lastWithin(ctx context.Context, l *locator, b *repo.Summary) (at time.Time, ok bool, err error) {
-	_, err = l.scan(ctx, b.Start.LSN, r.size.NumberBefore(b.Stop.LSN), func(rec *wal.Record) (bool, error) {
-		if rec.LSN >= b.Stop.LSN {
-			return true, nil
-		}
-		t, is, err := transactionEnd(rec)
-		if is {
-			at, ok = t, true
-		}
-		return false, err
-	})
-	return at, ok, err
-}
-
 // checkRun makes sure that no segment is missing between backup and target.
 func (r *resolver) checkRun() error {
 	first := r.size.Number(r.backup.Start.LSN)
@@ -343,7 +338,7 @@ func (r *resolver) unreachable(ctx context.Context) error {
 		return r.missing(first, "backup "+newest.ID+" cannot be made consistent")
 	}
 	reach := "LSN " + r.size.End(last).String()
-	if at, ok, err := r.locator(newest).lastEnd(ctx, first, last); err == nil && ok {
+	if at, ok, err := r.locator(newest).lastEnd(ctx, first, r.size.End(last)); err == nil && ok {
 		reach = settingTime(at) + " (the last transaction)"
 	}
 	if next, gap := r.archive.nextAfter(last); gap {

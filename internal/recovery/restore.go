@@ -177,7 +177,8 @@ func (r *Restore) plan(ctx context.Context) error {
 		return err
 	}
 	p := &blockcopy.Plan{Version: blockcopy.PlanVersion, Operation: operation, Command: r.options.Command,
-		Created: time.Now().UTC().Truncate(time.Second), Source: r.source.Name(), Meta: meta}
+		Created: time.Now().UTC().Truncate(time.Second), Source: r.source.Name(), Meta: meta,
+		TaskBytes: blockcopy.DefaultTaskBytes}
 	for _, e := range entries {
 		a := blockcopy.Action{Path: e.Path}
 		switch e.Type {
