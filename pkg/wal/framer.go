@@ -30,6 +30,7 @@ type framer struct {
 	pageLSN LSN
 	off     int // of the next record in page
 	prev    LSN // start of the last record; 0 when it is not known
+	before  LSN // the last record begins before this, when it is not known
 	tli     TimelineID
 
 	start LSN    // of the record found
@@ -55,7 +56,7 @@ func (f *framer) init(p pages, start, end LSN) {
 func (f *framer) seek(lsn LSN) {
 	size := LSN(f.opt.PageSize)
 	f.page, f.pageLSN, f.off = nil, lsn&^(size-1), int(lsn&(size-1))
-	f.prev, f.aborted, f.fault, f.partial, f.reached = 0, 0, nil, false, false
+	f.prev, f.before, f.aborted, f.fault, f.partial, f.reached = 0, lsn, 0, nil, false, false
 }
 
 // position returns where the next record begins, or the page boundary before it.
@@ -221,8 +222,12 @@ func (f *framer) checkLength(total uint32, rest []byte) *fault {
 }
 
 func (f *framer) checkHeader(h []byte) *fault {
-	if prev := LSN(binary.LittleEndian.Uint64(h[8:])); f.prev != 0 && prev != f.prev || prev >= f.start {
+	prev := LSN(binary.LittleEndian.Uint64(h[8:]))
+	switch {
+	case f.prev != 0 && prev != f.prev:
 		return f.failf(f.start, ErrPrevLink, "it names %s as the record before, which is %s", prev, f.prev)
+	case f.prev == 0 && prev >= f.before:
+		return f.failf(f.start, ErrPrevLink, "it names %s as the record before, which must be before %s", prev, f.before)
 	}
 	if id := RMID(h[17]); !f.format.validRmgr(id) {
 		return f.failf(f.start, ErrRecordHeader, "resource manager %d", id)
@@ -237,16 +242,21 @@ func (f *framer) assemble(total uint32) bool {
 	span, tli, left := f.page[f.off:], f.timeline, total
 	crc := f.collect(0, span, true)
 	for left -= uint32(len(span)); left > 0; left -= uint32(len(span)) {
-		page, h, fault := f.pages.page(f.pageLSN + LSN(f.opt.PageSize))
+		at := f.pageLSN + LSN(f.opt.PageSize)
+		page, h, fault := f.pages.page(at)
 		if fault == nil && h.Info&PageFirstIsOverwriteContrecord != 0 {
 			f.aborted = f.start
 			f.turn() // the log goes on at this page as if nothing had begun
 			return false
 		}
-		if fault = f.checkContinuation(fault, h, left); fault != nil {
+		if fault == nil {
+			fault = f.checkContinuation(at, h, left)
+		}
+		if fault != nil {
+			fault.at = max(fault.at, at)
 			return f.broken(fault)
 		}
-		f.pageLSN += LSN(f.opt.PageSize)
+		f.pageLSN = at
 		span = page[h.Size():]
 		span = span[:min(uint32(len(span)), left)]
 		crc = f.collect(crc, span, false)
@@ -264,14 +274,10 @@ func (f *framer) assemble(total uint32) bool {
 	return true
 }
 
-// checkContinuation checks the next page as the continuation of a record of
-// which left bytes are missing.
-func (f *framer) checkContinuation(fault *fault, h PageHeader, left uint32) *fault {
-	at := f.pageLSN + LSN(f.opt.PageSize)
+// checkContinuation checks the header of the page at as the continuation of a
+// record of which left bytes are missing.
+func (f *framer) checkContinuation(at LSN, h PageHeader, left uint32) *fault {
 	switch {
-	case fault != nil:
-		fault.at = max(fault.at, at)
-		return fault
 	case h.Info&PageFirstIsContrecord == 0:
 		return f.failf(at, ErrContinuation, "%d bytes are missing", left)
 	case h.Remaining != left:
@@ -321,23 +327,30 @@ func (f *framer) findFirst() {
 }
 
 // findOnPage moves to the first record that begins on the current page or
-// behind it, by what the page headers say of continued records.
+// behind it, by what the page headers say of continued records. What they say
+// is checked as far as can be: the pages of one record must agree, and the
+// record before the one found begins on an earlier page.
 func (f *framer) findOnPage() {
 	f.off = 0
+	left := uint32(0) // of the record that fills the pages so far
 	for {
 		page, h, fault := f.pages.page(f.pageLSN)
+		if fault == nil && left != 0 && h.Info&PageFirstIsOverwriteContrecord == 0 {
+			fault = f.checkContinuation(f.pageLSN, h, left)
+		}
 		if fault != nil {
 			f.fault = fault
 			return
 		}
-		off := h.Size()
-		if h.Info&PageFirstIsContrecord != 0 {
-			off = int((uint64(off) + uint64(h.Remaining) + 7) &^ 7)
+		if h.Info&PageFirstIsContrecord == 0 {
+			h.Remaining = 0
 		}
-		if off < len(page) {
-			f.page, f.off = page, off
+		if off := uint64(h.Size()) + (uint64(h.Remaining)+7)&^7; off < uint64(len(page)) {
+			f.page, f.off, f.before = page, int(off), f.pageLSN
 			return
 		}
+		room := uint32(len(page) - h.Size())
+		left = max(h.Remaining, room) - room
 		f.turn()
 	}
 }

@@ -220,24 +220,31 @@ func (r *Reader) resumes(end LSN) (LSN, bool) {
 		return at, true // the page is in place, but does not fit
 	}
 	if at == end {
-		if lsn, ok := r.recordBehind(end); ok {
+		// The fault is in the record itself: look behind it. Of a record over
+		// several pages the last page may be there in part, which proves nothing.
+		at = max(r.position().Align(), end+8)
+		if lsn, ok := r.recordFrom(at); ok {
 			return lsn, true
 		}
+		at--
 	}
 	return r.goesOn(at)
 }
 
-// recordBehind looks for a whole record on the same page behind the one at lsn
-// that cannot be read. It must point back to somewhere behind the last good
-// one, which the remains of an older segment do not.
-func (r *Reader) recordBehind(lsn LSN) (LSN, bool) {
+// recordFrom looks for a whole record from lsn to the end of its page. The
+// record must point back to the last good one or behind it, which the remains
+// of an older segment do not.
+func (r *Reader) recordFrom(lsn LSN) (LSN, bool) {
 	size := LSN(r.opt.PageSize)
 	start := lsn &^ (size - 1)
-	page, f := r.bytes(start)
-	if f != nil || r.format == nil {
+	if lsn == start || r.format == nil {
 		return 0, false
 	}
-	for off := int(lsn-start) + 8; off+RecordHeaderSize <= len(page); off += 8 {
+	page, f := r.bytes(start)
+	if f != nil {
+		return 0, false
+	}
+	for off := int(lsn - start); off+RecordHeaderSize <= len(page); off += 8 {
 		total := binary.LittleEndian.Uint32(page[off:])
 		if total < RecordHeaderSize || int(total) > len(page)-off {
 			continue
