@@ -172,6 +172,12 @@ func (r *reporter) line(end bool) string {
 	if r.unit == progress.Bytes {
 		show = Bytes[int64]
 	}
+	if done == 0 && total <= 0 { // a phase that counts nothing
+		if end {
+			return r.phase + ": " + Duration(took)
+		}
+		return r.phase + ": since " + Duration(took)
+	}
 	if end {
 		return strings.Join(append([]string{r.phase + ": " + show(done)}, r.rate(done, took, "in "+Duration(took))...), ", ")
 	}

@@ -230,7 +230,7 @@ func (l *Lab) toml() string {
 func (l *Lab) configure(n LabNode, standby bool, o LabOptions) error {
 	lines := []string{"", "# dbctl lab",
 		fmt.Sprintf("port = %d", n.Port), "listen_addresses = ''", "unix_socket_directories = " + postgres.QuoteGUC(l.sockets()),
-		"cluster_name = " + postgres.QuoteGUC(n.Name), "shared_buffers = 32MB", "max_connections = 50", "wal_keep_size = 128MB",
+		"cluster_name = " + postgres.QuoteGUC(n.Name), "shared_buffers = 32MB", "wal_keep_size = 128MB",
 		"wal_retrieve_retry_interval = 1s", "log_line_prefix = '%m [%p] '"}
 	if o.Archive != "" {
 		lines = append(lines, "archive_mode = on", "archive_command = "+postgres.QuoteGUC(o.Archive), "restore_command = "+postgres.QuoteGUC(o.Restore))
