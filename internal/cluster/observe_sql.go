@@ -37,8 +37,28 @@ func (c *Cluster) observeServer(ctx context.Context, f *Facts) error {
 			}
 		}
 		f.DataDirOK = f.sameDirectory()
+		c.askTimeline(ctx, f)
 		return nil
 	})
+}
+
+// askTimeline asks a standby for the timeline that it replays. No function
+// tells it: pg_control still has the old one until the next restartpoint, and
+// without a receiver there is nothing newer in SQL. A walsender knows; where
+// the role may not replicate, what SQL says has to do.
+func (c *Cluster) askTimeline(ctx context.Context, f *Facts) {
+	if f.Role != RoleStandby {
+		return
+	}
+	conn, err := postgres.ConnectReplication(ctx, f.Node.Conninfo)
+	if err != nil {
+		c.opt.Log.Debug("timeline not asked", "node", f.Name, "error", err)
+		return
+	}
+	defer conn.Close()
+	if system, err := conn.IdentifySystem(ctx); err == nil && system.ID == f.SystemID {
+		f.Timeline = max(f.Timeline, system.Timeline)
+	}
 }
 
 func (f *Facts) askIdentity(ctx context.Context, conn *pgx.Conn) error {

@@ -68,7 +68,8 @@ func (c *Cluster) Promote(ctx context.Context, o PromoteOptions) (*Report, error
 	}
 	defer func() { report.Took = seconds(time.Since(start)) }()
 	err := r.conclude(ctx, r.execute(ctx))
-	if r.promoted {
+	if r.promoted && report.Old != "" {
+		report.Notes = append(report.Notes, fmt.Sprintf("%s comes back as a standby with: dbctl rejoin %s", report.Old, report.Old))
 		r.measureLoss(context.WithoutCancel(ctx))
 	}
 	return report, err

@@ -271,6 +271,9 @@ func (r *run) planSteps(f *Facts, remedy Action) {
 	}
 	r.add(Step{Action: ternary(alive, ActionRepoint, ActionJoin), Node: f.Name, Peer: r.next.Name})
 	r.add(Step{Action: ActionVerify, Node: f.Name, Peer: r.next.Name})
+	for _, name := range r.abandonedSlots(f) {
+		r.add(Step{Action: ActionDropSlots, Node: f.Name, Detail: name})
+	}
 }
 
 // freeSlot returns the slot that the node used, unless another node is on it.

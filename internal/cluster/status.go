@@ -74,6 +74,9 @@ func systemIDs(all []*Facts) []string {
 	return out
 }
 
+// idleSlotLimit is how much WAL a slot that nobody uses may hold.
+const idleSlotLimit = 1 << 30
+
 // judge returns what is wrong with one node.
 func (f *Facts) judge(all []*Facts, maxLag int64) []string {
 	var out []string
@@ -105,6 +108,8 @@ func (f *Facts) judge(all []*Facts, maxLag int64) []string {
 			say("slot %s has lost its WAL", s.Name)
 		case s.WALStatus == "unreserved":
 			say("slot %s is about to lose its WAL", s.Name)
+		case !s.Active && s.Retained > idleSlotLimit:
+			say("slot %s is not used and holds %d bytes of WAL", s.Name, s.Retained)
 		}
 	}
 	return out

@@ -297,7 +297,7 @@ func (r *run) abandonedSlots(old *Facts) []string {
 	var out []string
 	seen := map[string]bool{}
 	for _, f := range r.all {
-		if f == old || f.Role != RoleStandby && f != r.next {
+		if f == old || f.Role != RoleStandby && f != r.next || f.Upstream == old.Name && f != r.next && !r.moves(f) {
 			continue
 		}
 		for _, name := range []string{f.Settings["primary_slot_name"], SlotName(f.Name)} {
@@ -309,6 +309,16 @@ func (r *run) abandonedSlots(old *Facts) []string {
 		}
 	}
 	return out
+}
+
+// moves reports whether the plan points the node to the new primary.
+func (r *run) moves(f *Facts) bool {
+	for _, s := range r.report.Steps {
+		if s.Action == ActionRepoint && s.Node == f.Name {
+			return true
+		}
+	}
+	return false
 }
 
 // volumeHasSlot looks for a slot of a stopped node.
