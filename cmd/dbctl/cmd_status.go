@@ -57,10 +57,7 @@ func more(n int) string {
 }
 
 func renderStatus(t *cli.Text, r *cluster.StatusReport) {
-	head := "No primary runs"
-	if r.Primary != "" {
-		head = r.Primary + " is the primary"
-	}
+	head := headOf(r)
 	if r.Cluster != "" {
 		head = "Cluster " + r.Cluster + ": " + head
 	}
@@ -80,6 +77,22 @@ func renderStatus(t *cli.Text, r *cluster.StatusReport) {
 			t.Line("problem: %s", p)
 		}
 	}
+}
+
+func headOf(r *cluster.StatusReport) string {
+	if r.Primary != "" {
+		return r.Primary + " is the primary"
+	}
+	running := 0
+	for _, f := range r.Nodes {
+		if f.Role == cluster.RolePrimary && f.State == cluster.StateRunning {
+			running++
+		}
+	}
+	if running > 1 {
+		return fmt.Sprintf("%d primaries run", running)
+	}
+	return "no primary runs"
 }
 
 func nodeTable(nodes []*cluster.Facts) *cli.Table {
