@@ -2,6 +2,7 @@ package docs
 
 import (
 	"tidemark/internal/cluster"
+	"tidemark/internal/recovery"
 	"tidemark/internal/rewind"
 )
 
@@ -10,6 +11,8 @@ var documents = []struct {
 	verb     string
 	document any
 }{
+	{"dbrecover restore", recovery.RestoreResult{}},
+	{"dbrecover run", recovery.RunResult{}},
 	{"dbrewind check", rewind.Report{}},
 	{"dbrewind run", rewind.Result{}},
 	{"dbctl status", cluster.StatusReport{}},

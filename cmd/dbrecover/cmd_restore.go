@@ -26,16 +26,6 @@ dbrecover restore -D /srv/pg --to-lsn 0/5000148 --exclusive --dry-run      # wha
 dbrecover restore -D /srv/pg --tablespace fast=/ssd/fast --archive off     # a copy beside the original`
 }
 
-// restoreResult is the verb's JSON document.
-type restoreResult struct {
-	DataDir    string               `json:"data_directory"`
-	DryRun     bool                 `json:"dry_run"`
-	Resolution *recovery.Resolution `json:"resolution"`
-	Plan       *blockcopy.Plan      `json:"plan,omitempty"`
-	Copy       *blockcopy.Result    `json:"copy,omitempty"`
-	Took       float64              `json:"took_seconds"`
-}
-
 func (c *restoreCmd) Run(ctx context.Context, e *cli.Env) error {
 	begun := time.Now()
 	if err := dataDir(c.PGData, c.Owner); err != nil {
@@ -45,7 +35,7 @@ func (c *restoreCmd) Run(ctx context.Context, e *cli.Env) error {
 	if err != nil {
 		return err
 	}
-	res := restoreResult{DataDir: c.PGData, DryRun: c.DryRun, Resolution: r.Resolution}
+	res := recovery.RestoreResult{DataDir: c.PGData, DryRun: c.DryRun, Resolution: r.Resolution}
 	if c.DryRun {
 		res.Plan = r.Plan
 		return e.Render(res, func(t *cli.Text) {

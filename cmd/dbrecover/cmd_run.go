@@ -31,17 +31,11 @@ dbrecover run -D /srv/pg --to-name before_upgrade --then pause
 dbrecover run -D /srv/pg --start               # and leave the server running`
 }
 
-// runResult is the verb's JSON document.
-type runResult struct {
-	Restore  *restoreResult    `json:"restore,omitempty"`
-	Recovery *recovery.Outcome `json:"recovery"`
-}
-
 func (c *runCmd) Run(ctx context.Context, e *cli.Env) error {
 	if err := dataDir(c.PGData, c.Owner); err != nil {
 		return err
 	}
-	var res runResult
+	var res recovery.RunResult
 	restored, err := c.restored()
 	if err != nil {
 		return err
@@ -101,7 +95,7 @@ func (c *runCmd) sameTarget(record *recovery.Record) error {
 		"%s was restored for %s", c.PGData, record.Request.Target)
 }
 
-func (c *runCmd) restore(ctx context.Context, e *cli.Env) (*restoreResult, error) {
+func (c *runCmd) restore(ctx context.Context, e *cli.Env) (*recovery.RestoreResult, error) {
 	o, err := c.options(ctx, e, c.Repo, c.PGData, c.Jobs, recovery.Then(c.Then))
 	if err != nil {
 		return nil, err
@@ -114,10 +108,10 @@ func (c *runCmd) restore(ctx context.Context, e *cli.Env) (*restoreResult, error
 	if err != nil {
 		return nil, err
 	}
-	return &restoreResult{DataDir: c.PGData, Resolution: r.Resolution, Copy: &done, Took: done.Elapsed.Seconds()}, nil
+	return &recovery.RestoreResult{DataDir: c.PGData, Resolution: r.Resolution, Copy: &done, Took: done.Elapsed.Seconds()}, nil
 }
 
-func renderOutcome(t *cli.Text, res *runResult) {
+func renderOutcome(t *cli.Text, res *recovery.RunResult) {
 	o := res.Recovery
 	switch {
 	case o.Running && o.State == "paused":

@@ -10,11 +10,11 @@ import (
 
 // Stop is the record at which replay stops.
 type Stop struct {
-	LSN    wal.LSN   `json:"lsn"` // of the record
-	End    wal.LSN   `json:"end"` // where replay ends: the record's start or end
-	Before bool      `json:"before"`
-	Time   time.Time `json:"time,omitzero"` // of the commit or abort, or of the restore point
-	XID    uint32    `json:"xid,omitempty"`
+	LSN    wal.LSN   `json:"lsn"`           // where the record begins
+	End    wal.LSN   `json:"end"`           // where replay ends: in front of the record or behind it
+	Before bool      `json:"before"`        // replay ends in front of it
+	Time   time.Time `json:"time,omitzero"` // when the transaction ended, or the restore point was made
+	XID    uint32    `json:"xid,omitempty"` // of the transaction that the record ends
 }
 
 // errNotThere is returned when the archived WAL holds no record at which the

@@ -30,23 +30,19 @@ type ReplayOptions struct {
 
 // Outcome is where a replay ended, and what proves it.
 type Outcome struct {
-	DataDir string `json:"data_directory"`
-	// Reached: the server stopped at the target, and did not just run out of
-	// WAL. A recovery to the latest point has reached it at the WAL's end.
-	Reached bool   `json:"target_reached"`
-	Target  Target `json:"target"`
-	// Evidence is the server's own word: its log's line about the stop, or the
-	// reason in the new timeline's history.
-	Evidence   string      `json:"evidence,omitempty"`
-	ReplayedTo wal.LSN     `json:"replayed_to"`
-	LastCommit time.Time   `json:"last_transaction,omitzero"` // the end of the last one replayed
+	DataDir    string      `json:"data_directory"`            // of the recovered cluster
+	Reached    bool        `json:"target_reached"`            // the server stopped at the target and did not just run out of WAL; for the latest point the end of the WAL is the target
+	Target     Target      `json:"target"`                    // where replay was to stop
+	Evidence   string      `json:"evidence,omitempty"`        // the server's own word: its log's line about the stop, or the reason in the new timeline's history
+	ReplayedTo wal.LSN     `json:"replayed_to"`               // end of the last record replayed
+	LastCommit time.Time   `json:"last_transaction,omitzero"` // when the last transaction that was replayed had ended
 	Timeline   timeline.ID `json:"timeline"`                  // of the cluster now
-	Then       Then        `json:"then"`
-	State      string      `json:"state"` // "promoted", "paused" or "stopped at the target"
-	Running    bool        `json:"running"`
-	ConnInfo   string      `json:"conninfo,omitempty"` // of the running server
-	WALBytes   int64       `json:"wal_bytes,omitempty"`
-	Took       float64     `json:"took_seconds"`
+	Then       Then        `json:"then"`                      // what the server was told to do at the target
+	State      string      `json:"state"`                     // promoted, paused, or stopped at the target
+	Running    bool        `json:"running"`                   // whether the server runs
+	ConnInfo   string      `json:"conninfo,omitempty"`        // how to connect to the running server
+	WALBytes   int64       `json:"wal_bytes,omitempty"`       // replayed since the backup's redo point
+	Took       float64     `json:"took_seconds"`              // from the server's start to its end
 }
 
 // The states of an Outcome.

@@ -25,21 +25,19 @@ type Request struct {
 // Resolution is what a request comes to: one backup, one timeline, a range of
 // WAL that the archive holds without a gap.
 type Resolution struct {
-	Repository string      `json:"repository"`
-	SystemID   string      `json:"system_identifier"`
-	Major      int         `json:"major"`
-	Backup     string      `json:"backup"`
-	BackupEnd  time.Time   `json:"backup_finished"`
-	Target     Target      `json:"target"`
-	Timeline   timeline.ID `json:"timeline"`
-	// Stop is the record at which replay stops; nil for a target that needs
-	// none.
-	Stop     *Stop   `json:"stop,omitempty"`
-	From     wal.LSN `json:"replay_from"` // the backup's redo point
-	To       wal.LSN `json:"replay_to"`   // where replay ends; for the latest point the end of the archive's last segment
-	FirstWAL string  `json:"first_wal"`
-	LastWAL  string  `json:"last_wal"`
-	Segments int     `json:"wal_segments"`
+	Repository string      `json:"repository"`        // where the backup and the WAL are
+	SystemID   string      `json:"system_identifier"` // of the cluster
+	Major      int         `json:"major"`             // version of the server
+	Backup     string      `json:"backup"`            // the one that is restored
+	BackupEnd  time.Time   `json:"backup_finished"`   // when it was complete, by the clock of the machine that took it
+	Target     Target      `json:"target"`            // where replay stops
+	Timeline   timeline.ID `json:"timeline"`          // that replay follows
+	Stop       *Stop       `json:"stop,omitempty"`    // the record at which replay stops; absent for a target that needs none
+	From       wal.LSN     `json:"replay_from"`       // the backup's redo point
+	To         wal.LSN     `json:"replay_to"`         // where replay ends; for the latest point the end of the archive's last segment
+	FirstWAL   string      `json:"first_wal"`         // the first file that replay needs
+	LastWAL    string      `json:"last_wal"`          // the last one
+	Segments   int         `json:"wal_segments"`      // how many that are, all archived
 }
 
 // ReplayBytes is how much WAL lies between the backup and the target.

@@ -24,11 +24,11 @@ const (
 
 // Target is where replay stops. The zero value is the end of the WAL.
 type Target struct {
-	Kind      Kind      `json:"kind"`
-	Time      time.Time `json:"time,omitzero"`
-	LSN       wal.LSN   `json:"lsn,omitzero"`
-	XID       uint32    `json:"xid,omitempty"`
-	Name      string    `json:"name,omitempty"`
+	Kind      Kind      `json:"kind"`                // latest, immediate, time, lsn, xid or name
+	Time      time.Time `json:"time,omitzero"`       // for a time
+	LSN       wal.LSN   `json:"lsn,omitzero"`        // for an LSN
+	XID       uint32    `json:"xid,omitempty"`       // for a transaction
+	Name      string    `json:"name,omitempty"`      // of a restore point
 	Exclusive bool      `json:"exclusive,omitempty"` // stop just before the target, not just after it
 }
 
