@@ -43,6 +43,8 @@ type Options struct {
 
 	Progress progress.Reporter
 	Log      *slog.Logger
+
+	remote bool // read over SQL even where the files can be read here: for tests
 }
 
 func (o Options) withDefaults() Options {
@@ -143,7 +145,7 @@ func (j *job) begin(ctx context.Context) (err error) {
 	if j.start, err = j.server.begin(ctx); err != nil {
 		return err
 	}
-	if j.src, j.access, err = j.server.openSource(ctx, j.DataDir, j.start); err != nil {
+	if j.src, j.access, err = j.server.openSource(ctx, j.DataDir, j.remote, j.start); err != nil {
 		return err
 	}
 	if err := j.prepare(ctx); err != nil {

@@ -267,9 +267,9 @@ func wrongDirectory(name, format string, args ...any) error {
 
 // openSource chooses how files are read. dir is the directory that the
 // operator named; "" means the server's own if it can be read here.
-func (s *server) openSource(ctx context.Context, dir string, start point) (src blockcopy.Source, access string, err error) {
+func (s *server) openSource(ctx context.Context, dir string, remote bool, start point) (src blockcopy.Source, access string, err error) {
 	named := dir != ""
-	if !named {
+	if !named && !remote {
 		dir = s.dataDir
 	}
 	if dir != "" {
