@@ -1,6 +1,7 @@
 package docs
 
 import (
+	"tidemark/internal/backup"
 	"tidemark/internal/cluster"
 	"tidemark/internal/recovery"
 	"tidemark/internal/rewind"
@@ -11,6 +12,11 @@ var documents = []struct {
 	verb     string
 	document any
 }{
+	{"dbbackup init", backup.InitResult{}},
+	{"dbbackup create", backup.Result{}},
+	{"dbbackup create --plain", backup.PlainResult{}},
+	{"dbbackup push", backup.PushResult{}},
+	{"dbbackup list", backup.Listing{}},
 	{"dbrecover restore", recovery.RestoreResult{}},
 	{"dbrecover run", recovery.RunResult{}},
 	{"dbrewind check", rewind.Report{}},

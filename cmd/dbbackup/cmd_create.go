@@ -42,7 +42,7 @@ func (c *createCmd) Run(ctx context.Context, e *cli.Env) error {
 	if err != nil {
 		return err
 	}
-	if err := e.Render(newCreateResult(r, sum), func(t *cli.Text) { renderCreated(t, sum) }); err != nil {
+	if err := e.Render(backup.NewResult(r, sum), func(t *cli.Text) { renderCreated(t, sum) }); err != nil {
 		return err
 	}
 	return damaged(sum.FindingCount)
@@ -110,39 +110,6 @@ func renderFindings(t *cli.Text, findings []repo.Finding, count int64) {
 	if more := count - int64(min(len(findings), shownFindings)); more > 0 {
 		t.Line("and %s more", cli.Count(more))
 	}
-}
-
-// createResult is what create made.
-type createResult struct {
-	Repository   string          `json:"repository"`         // where it is
-	ID           string          `json:"id"`                 // identifier of the backup
-	Label        string          `json:"label,omitempty"`    // the operator's words
-	Type         repo.BackupType `json:"type"`               // full or incremental; either restores alone
-	Parent       string          `json:"parent,omitempty"`   // the backup it was compared with
-	SystemID     repo.SystemID   `json:"system_identifier"`  // of the cluster
-	Server       string          `json:"server_version"`     // of the server it was taken from
-	Source       repo.Origin     `json:"source"`             // where and how it was taken
-	Start        repo.Point      `json:"start"`              // where replay begins
-	Stop         repo.Point      `json:"stop"`               // where it has made the copy consistent
-	Began        time.Time       `json:"began"`              // when it began
-	Took         float64         `json:"took_seconds"`       // how long it took
-	Files        int64           `json:"files"`              // in the cluster
-	ClusterBytes int64           `json:"cluster_bytes"`      // of those files
-	Blocks       int64           `json:"blocks"`             // in those files
-	ZeroBlocks   int64           `json:"zero_blocks"`        // of which all zero
-	OldBlocks    int64           `json:"old_blocks"`         // of which in an earlier backup
-	NewBlocks    int64           `json:"new_blocks"`         // of which stored by this one
-	StoredBytes  int64           `json:"stored_bytes"`       // in the repository, by this backup, without WAL
-	WAL          []repo.WALRange `json:"wal"`                // segments that a restore needs at least
-	FindingCount int64           `json:"finding_count"`      // blocks whose checksum was wrong
-	Findings     []repo.Finding  `json:"findings,omitempty"` // at most 1000 of them
-}
-
-func newCreateResult(r *repo.Repository, s *repo.Summary) *createResult {
-	return &createResult{Repository: r.Location(), ID: s.ID, Label: s.Label, Type: s.Type, Parent: s.Parent, SystemID: s.SystemID,
-		Server: s.Source.Server, Source: s.Source, Start: s.Start, Stop: s.Stop, Began: s.Began, Took: s.Took().Seconds(), Files: s.Files,
-		ClusterBytes: s.ClusterSize, Blocks: s.Blocks, ZeroBlocks: s.ZeroBlocks, OldBlocks: s.OldBlocks, NewBlocks: s.NewBlocks,
-		StoredBytes: s.StoredSize + s.ManifestSize, WAL: s.WAL, FindingCount: s.FindingCount, Findings: s.Findings}
 }
 
 // Examples are printed with --help.

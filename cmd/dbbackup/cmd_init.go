@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 
+	"tidemark/internal/backup"
 	"tidemark/internal/cli"
 	"tidemark/internal/repo"
 )
@@ -13,13 +14,6 @@ import (
 type initCmd struct {
 	cli.RepoFlag
 	cli.OwnerFlag
-}
-
-// initResult is what init did.
-type initResult struct {
-	Repository string `json:"repository"` // where it is
-	ID         string `json:"id"`         // the repository's identifier
-	Created    bool   `json:"created"`    // false: it was there already
 }
 
 // Run makes the repository.
@@ -38,7 +32,7 @@ func (c *initCmd) Run(ctx context.Context, e *cli.Env) error {
 	if err != nil {
 		return err
 	}
-	return e.Render(&initResult{r.Location(), r.ID(), created}, func(t *cli.Text) {
+	return e.Render(&backup.InitResult{Repository: r.Location(), ID: r.ID(), Created: created}, func(t *cli.Text) {
 		if created {
 			t.Line("%s is a repository now.", r.Location())
 		} else {

@@ -100,26 +100,26 @@ type SystemID uint64
 
 // Point is a position in the WAL of one timeline.
 type Point struct {
-	LSN      wal.LSN        `json:"lsn"`
-	Timeline wal.TimelineID `json:"timeline"`
+	LSN      wal.LSN        `json:"lsn"`      // position
+	Timeline wal.TimelineID `json:"timeline"` // on which timeline
 }
 
 func (p Point) String() string { return fmt.Sprintf("%s on timeline %d", p.LSN, p.Timeline) }
 
 // WALRange is a run of segments of one timeline, both ends included.
 type WALRange struct {
-	Timeline wal.TimelineID `json:"timeline"`
-	First    string         `json:"first"` // file names
-	Last     string         `json:"last"`
+	Timeline wal.TimelineID `json:"timeline"` // of the segments
+	First    string         `json:"first"`    // file name of the first
+	Last     string         `json:"last"`     // and of the last
 }
 
 // Origin says where a backup was taken from.
 type Origin struct {
-	Host   string `json:"host,omitempty"`
-	Data   string `json:"data_directory,omitempty"`
-	Role   string `json:"role"`   // "primary" or "standby"
-	Access string `json:"access"` // "files" or "sql"
-	Server string `json:"server"` // the version in full
+	Host   string `json:"host,omitempty"`           // where the command ran
+	Data   string `json:"data_directory,omitempty"` // of the server
+	Role   string `json:"role"`                     // of the server: primary or standby
+	Access string `json:"access"`                   // how it was read: files or sql
+	Server string `json:"server"`                   // its version in full
 }
 
 // Tablespace is a tablespace as it was when the backup was taken.
@@ -131,12 +131,12 @@ type Tablespace struct {
 
 // Finding is a block that was found damaged while it was backed up.
 type Finding struct {
-	Path     string  `json:"path"`
-	Block    uint32  `json:"block"` // in the relation fork, over all its segments
-	Relation string  `json:"relation,omitempty"`
-	Found    uint16  `json:"found"`    // the checksum in the page
-	Expected uint16  `json:"expected"` // the checksum of the page
-	LSN      wal.LSN `json:"page_lsn"`
+	Path     string  `json:"path"`               // file, relative to the data directory
+	Block    uint32  `json:"block"`              // in the relation fork, over all its segments
+	Relation string  `json:"relation,omitempty"` // database.schema.name, where it could be found out
+	Found    uint16  `json:"found"`              // the checksum in the page
+	Expected uint16  `json:"expected"`           // the checksum that its content has
+	LSN      wal.LSN `json:"page_lsn"`           // the position in the page's header
 }
 
 // MarshalText writes decimal digits.

@@ -168,16 +168,26 @@ func (c *Cluster) compareWAL(ctx context.Context, h header, name string, content
 			return err
 		}
 		if !bytes.Equal(b, raw) {
-			return conflict(&WALConflictError{Name: name, Offset: off})
+			return conflict(&WALConflictError{Name: name, Offset: off + firstDifference(b, raw)})
 		}
 		off += int64(len(raw))
 		return nil
 	})
 }
 
+func firstDifference(a, b []byte) int64 {
+	for i := range a {
+		if a[i] != b[i] {
+			return int64(i)
+		}
+	}
+	return int64(len(a))
+}
+
 func conflict(err *WALConflictError) error {
 	return exit.Hint(err, "two servers archive under one name: is this a clone, or a standby that was promoted by deleting its signal file? "+
-		"Set archive_mode = off on the one that should not archive, or give it its own repository; nothing was changed")
+		"Set archive_mode = off on the one that should not archive, or give it its own repository; nothing was changed\n"+
+		"with archive_mode = always on standbys this happens at a failover: use archive_mode = on")
 }
 
 // checkWAL checks that a file is what its name says, and this cluster's.

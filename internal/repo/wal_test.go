@@ -135,7 +135,7 @@ func TestWALRefused(t *testing.T) {
 	other := slices.Clone(good)
 	other[len(other)-1] ^= 1
 	var conflict *repo.WALConflictError
-	if _, err := push(t, c, name, other); !errors.As(err, &conflict) || conflict.Offset != 1<<20 || exit.HintOf(err) == "" {
+	if _, err := push(t, c, name, other); !errors.As(err, &conflict) || conflict.Offset != int64(segSize)-1 || exit.HintOf(err) == "" {
 		t.Errorf("other content: %v", err)
 	}
 	if _, err := push(t, c, name, good); err != nil {

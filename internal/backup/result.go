@@ -1,0 +1,48 @@
+package backup
+
+import (
+	"time"
+
+	"tidemark/internal/repo"
+)
+
+// Result describes a backup in a repository.
+type Result struct {
+	Repository   string          `json:"repository"`         // where it is
+	ID           string          `json:"id"`                 // identifier of the backup
+	Label        string          `json:"label,omitempty"`    // the operator's words
+	Type         repo.BackupType `json:"type"`               // full or incremental; either restores alone
+	Parent       string          `json:"parent,omitempty"`   // the backup it was compared with
+	SystemID     repo.SystemID   `json:"system_identifier"`  // of the cluster
+	Server       string          `json:"server_version"`     // of the server it was taken from
+	Source       repo.Origin     `json:"source"`             // where and how it was taken
+	Start        repo.Point      `json:"start"`              // where replay begins
+	Stop         repo.Point      `json:"stop"`               // where it has made the copy consistent
+	Began        time.Time       `json:"began"`              // when it began
+	Took         float64         `json:"took_seconds"`       // how long it took
+	Files        int64           `json:"files"`              // in the cluster
+	ClusterBytes int64           `json:"cluster_bytes"`      // of those files
+	Blocks       int64           `json:"blocks"`             // in those files
+	ZeroBlocks   int64           `json:"zero_blocks"`        // of which all zero
+	OldBlocks    int64           `json:"old_blocks"`         // of which in an earlier backup
+	NewBlocks    int64           `json:"new_blocks"`         // of which stored by this one
+	StoredBytes  int64           `json:"stored_bytes"`       // in the repository, by this backup, without WAL
+	WAL          []repo.WALRange `json:"wal"`                // segments that a restore needs at least
+	FindingCount int64           `json:"finding_count"`      // blocks whose checksum was wrong
+	Findings     []repo.Finding  `json:"findings,omitempty"` // at most 1000 of them
+}
+
+// NewResult describes a backup.
+func NewResult(r *repo.Repository, s *repo.Summary) *Result {
+	return &Result{Repository: r.Location(), ID: s.ID, Label: s.Label, Type: s.Type, Parent: s.Parent, SystemID: s.SystemID,
+		Server: s.Source.Server, Source: s.Source, Start: s.Start, Stop: s.Stop, Began: s.Began, Took: s.Took().Seconds(), Files: s.Files,
+		ClusterBytes: s.ClusterSize, Blocks: s.Blocks, ZeroBlocks: s.ZeroBlocks, OldBlocks: s.OldBlocks, NewBlocks: s.NewBlocks,
+		StoredBytes: s.StoredSize + s.ManifestSize, WAL: s.WAL, FindingCount: s.FindingCount, Findings: s.Findings}
+}
+
+// InitResult is what init did.
+type InitResult struct {
+	Repository string `json:"repository"` // where it is
+	ID         string `json:"id"`         // the repository's identifier
+	Created    bool   `json:"created"`    // false: it was there already
+}
