@@ -128,6 +128,9 @@ func (r *Restore) inspectTarget() (*blockcopy.PendingRun, error) {
 	if err != nil {
 		return nil, err
 	}
+	if pending == nil && len(entries) == 1 && entries[0].Name() == volume.OwnDir {
+		return nil, nil // of a restore that ended before it had a plan
+	}
 	if pending == nil {
 		return nil, exit.New(exit.Refused, "restore into a new or an empty directory, or empty this one first",
 			"%s is not empty", dir)
@@ -284,6 +287,11 @@ func (r *Restore) makeTarget() error {
 	}
 	for _, name := range made {
 		if err := fsys.SyncDir(filepath.Dir(name)); err != nil {
+			return err
+		}
+	}
+	if !r.Resumed {
+		if err := volume.RemoveAll(fsys, filepath.Join(dir, volume.OwnDir)); err != nil {
 			return err
 		}
 	}
