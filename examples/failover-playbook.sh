@@ -62,6 +62,8 @@ wait_for() {
 }
 # gone PID: no such process; one that only waits for its parent still counts for the server.
 gone() { ! kill -0 "$1" 2>/dev/null; }
+# dead PID: it has ended, whether or not its parent has taken note.
+dead() { gone "$1" || grep -q '^State:[[:space:]]*Z' "/proc/$1/status" 2>/dev/null; }
 # row WHAT TOOK MOVED OF LOST: a line of the table at the end.
 row() { printf '%s\t%s\t%s\t%s\t%s\n' "$@" >>"$dir/table"; }
 
@@ -152,7 +154,7 @@ unix_socket_directories = '$dir/run'
 shared_buffers = 64MB
 max_connections = 30
 wal_keep_size = 1GB
-archive_mode = always
+archive_mode = on
 archive_command = '$dir/bin/dbbackup push --repo $dir/repo --quiet "%p"'
 restore_command = '$dir/bin/dbrecover fetch --repo $dir/repo --quiet "%f" "%p"'
 CONF
@@ -222,6 +224,7 @@ since=$(moment)
 victim=$(head -n 1 bravo/postmaster.pid)
 note "$bold\$ kill -9 $victim$plain"
 kill -9 "$victim"
+wait_for 10 "the death of $victim" dead "$victim"
 load_off
 t=$(now)
 run dbctl promote charlie --yes
@@ -234,7 +237,7 @@ row "failover to charlie (gap $gap)" "$took" - - "$missing"
 
 step "bravo comes back alone and accepts writes: two primaries"
 wait_for 30 "the end of bravo's processes" gone "$victim"
-as_owner "$pgbin/pg_ctl" -D bravo -l "$dir/bravo.log" -w start >/dev/null
+as_owner "$pgbin/pg_ctl" -D bravo -l "$dir/bravo.log" -w start >/dev/null 2>&1
 ledger write -d "port=$p2" --file lonely.txt --from 1000001 --branch lonely --count $lonely --every 0ms
 sql "$p2" "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid <= 20000"
 note "$lonely rows were written to it, and one transaction changed 20,000 accounts"
