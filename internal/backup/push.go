@@ -14,12 +14,12 @@ import (
 
 // PushResult is what a push did.
 type PushResult struct {
-	File        string `json:"file"`         // name of the WAL file
-	Existed     bool   `json:"existed"`      // the archive had it already, with the same content
-	SizeBytes   int64  `json:"size_bytes"`   // of the file
-	StoredBytes int64  `json:"stored_bytes"` // of the object; 0 where it existed
-	Repository  string `json:"repository"`   // where it is
-	SystemID    string `json:"system_identifier"`
+	File        string `json:"file"`              // name of the WAL file
+	Existed     bool   `json:"existed"`           // the archive had it already, with the same content
+	SizeBytes   int64  `json:"size_bytes"`        // of the file
+	StoredBytes int64  `json:"stored_bytes"`      // of the object; 0 where it existed
+	Repository  string `json:"repository"`        // where it is
+	SystemID    string `json:"system_identifier"` // of the cluster
 }
 
 // Push archives one WAL file, as archive_command does: path is relative to the
