@@ -79,7 +79,7 @@ func LabUp(ctx context.Context, o LabOptions) (lab *Lab, err error) {
 	setDefault(&o.Nodes, DefaultLabNodes)
 	o.Progress = progress.Or(o.Progress)
 	if o.Nodes < 1 || o.Nodes > len(labNames) {
-		return nil, exit.New(exit.Usage, "", "a lab has 1 to %d nodes, not %d", len(labNames), o.Nodes)
+		return nil, exit.New(exit.Usage, "three are enough to rehearse a failover", "a lab has 1 to %d nodes, not %d", len(labNames), o.Nodes)
 	}
 	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
 		return nil, err
