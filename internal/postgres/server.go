@@ -113,6 +113,10 @@ func IsRunning(dir string) (bool, error) {
 // ErrRunning is returned when a server runs where none may.
 var ErrRunning = errors.New("a server is running in the data directory")
 
+// ErrNotReady is returned when a server that was started lives, but accepts no
+// sessions in the time that was given.
+var ErrNotReady = errors.New("the server does not accept sessions yet")
+
 // ErrNotRunning is returned when a server is needed and none runs.
 var ErrNotRunning = errors.New("no server is running in the data directory")
 
@@ -197,7 +201,7 @@ func serverEnv() []string {
 func (s *Server) waitReady(ctx context.Context, ended <-chan error, from int64) error {
 	if s.StartTimeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, s.StartTimeout, fmt.Errorf("the server does not accept sessions after %s; it is left running", s.StartTimeout))
+		ctx, cancel = context.WithTimeoutCause(ctx, s.StartTimeout, fmt.Errorf("%w after %s; it is left running", ErrNotReady, s.StartTimeout))
 		defer cancel()
 	}
 	tick := time.NewTicker(10 * time.Millisecond)

@@ -238,7 +238,7 @@ func Start(ctx context.Context, o StandbyOptions) (*Status, error) {
 	switch {
 	case !st.Running:
 		s.Progress.Phase("starting the server", 0, progress.Items)
-		err = srv.Start(ctx)
+		err = s.startServer(ctx, srv)
 	case changed:
 		err = srv.Reload()
 	}
@@ -246,6 +246,31 @@ func Start(ctx context.Context, o StandbyOptions) (*Status, error) {
 		return nil, err
 	}
 	return s.awaitStreaming(ctx)
+}
+
+// startServer starts the server and waits until it is consistent, however long
+// it replays, unless it waits for WAL that it cannot get.
+func (s *standby) startServer(ctx context.Context, srv *postgres.Server) error {
+	srv.StartTimeout = s.Timeout
+	for {
+		err := srv.Start(ctx)
+		if !errors.Is(err, postgres.ErrNotReady) {
+			return err
+		}
+		conninfo, serr := srv.Setting(ctx, "primary_conninfo")
+		if serr != nil {
+			return errors.Join(err, serr)
+		}
+		if conninfo == "" {
+			return exit.Wrap(err, exit.Failed, "set primary_conninfo (dbctl rejoin does), or a restore_command", "it has no primary to get WAL from")
+		}
+		repl, rerr := postgres.ConnectReplication(ctx, conninfo)
+		if rerr != nil {
+			return exit.Wrap(rerr, exit.Failed, exit.HintOf(rerr), "%s", err)
+		}
+		repl.Close()
+		s.Progress.Note("the server replays and is not consistent yet; still waiting")
+	}
 }
 
 // awaitStreaming waits until the standby's receiver streams.
