@@ -7,6 +7,7 @@ import (
 
 	"tidemark/internal/cli"
 	"tidemark/internal/cluster"
+	"tidemark/internal/replication"
 	"tidemark/internal/rewind"
 )
 
@@ -15,9 +16,9 @@ func commandLine() string { return "dbctl " + strings.Join(os.Args[1:], " ") }
 
 // rewinder wires package rewind into a rejoin.
 func rewinder(e *cli.Env) cluster.Rewinder {
-	return func(ctx context.Context, target, _ cluster.Node, source string) error {
+	return func(ctx context.Context, target, source cluster.Node) error {
 		result, err := rewind.Run(ctx, rewind.Options{
-			Target: target.DataDir, SourceConn: source, Bindir: target.Bindir, ConfigFile: cluster.ConfigFile(target),
+			Target: target.DataDir, SourceConn: source.Conninfo, Bindir: target.Bindir, ConfigFile: cluster.ConfigFile(target),
 			Jobs: e.Config().Jobs, Command: commandLine(), Progress: e.Progress(), Log: e.Log(),
 		})
 		if result != nil && err == nil && result.Diverged {
@@ -28,4 +29,15 @@ func rewinder(e *cli.Env) cluster.Rewinder {
 }
 
 // seeder wires the copy of package replication into a rejoin.
-func seeder(e *cli.Env) cluster.Seeder { return nil }
+func seeder(e *cli.Env) cluster.Seeder {
+	return func(ctx context.Context, target, source cluster.Node, slot string) error {
+		result, err := replication.Seed(ctx, replication.SeedOptions{
+			Dir: target.DataDir, ConnInfo: source.Conninfo, Slot: slot, Jobs: e.Config().Jobs,
+			Command: commandLine(), Progress: e.Progress(), Log: e.Log(),
+		})
+		if err == nil {
+			e.Note("%s: copied anew, %s", target.Name, cli.Bytes(result.Copied))
+		}
+		return err
+	}
+}

@@ -179,7 +179,7 @@ func (l *checklist) recoveryTargets(p *Facts) {
 		if v == "" || name == "recovery_target_timeline" && v == "latest" {
 			continue
 		}
-		l.warn("recovery settings", p.Name, fmt.Sprintf("%s = %s is left from a restore; it is removed from %s, remove it from postgresql.conf if it stands there", name, v, autoConf))
+		l.warn("recovery settings", p.Name, fmt.Sprintf("%s = %s is left from a restore; it is removed from %s, remove it from postgresql.conf if it stands there", name, v, postgres.AutoConfFile))
 	}
 }
 

@@ -58,15 +58,17 @@ func notYet(format string, args ...any) error {
 // ensureSlot makes a physical slot that keeps WAL from now on. One that is
 // there already is used. It reports whether it made the slot.
 func ensureSlot(ctx context.Context, conn *pgx.Conn, name string) (made bool, err error) {
-	var kind, status string
-	err = postgres.Query(ctx, conn, "SELECT slot_type, coalesce(wal_status, '') FROM pg_replication_slots WHERE slot_name = $1", []any{name}, &kind, &status)
+	var kind string
+	var usable bool
+	err = postgres.Query(ctx, conn, `SELECT slot_type, active OR (restart_lsn IS NOT NULL AND wal_status IS DISTINCT FROM 'lost')
+		FROM pg_replication_slots WHERE slot_name = $1`, []any{name}, &kind, &usable)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 	case err != nil:
 		return false, err
 	case kind != "physical":
 		return false, exit.New(exit.Failed, "rename the node, or drop the slot", "the slot %s is there and is %s", name, kind)
-	case status == "lost":
+	case !usable:
 		if err := dropSlot(ctx, conn, name); err != nil {
 			return false, err
 		}
@@ -101,7 +103,7 @@ func (c *Cluster) join(ctx context.Context, n Node, conninfo, slot string) error
 	if err := writeStandbySignal(c.opt.FS, n.DataDir); err != nil {
 		return err
 	}
-	if err := editAutoConf(c.opt.FS, n.DataDir, standbySettings(conninfo, slot)); err != nil {
+	if err := postgres.EditAutoConf(c.opt.FS, n.DataDir, standbySettings(conninfo, slot)); err != nil {
 		return err
 	}
 	return c.start(ctx, n)

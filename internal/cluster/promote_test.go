@@ -127,7 +127,7 @@ func TestSecondPrimary(t *testing.T) {
 		}
 	}
 	rewound := ""
-	r, err := tc.rejoin(RejoinOptions{Node: "bravo", Stop: true, Rewind: func(_ context.Context, target, source Node, _ string) error {
+	r, err := tc.rejoin(RejoinOptions{Node: "bravo", Stop: true, Rewind: func(_ context.Context, target, source Node) error {
 		rewound = target.Name + " to " + source.Name
 		return exit.New(exit.Refused, "", "not today")
 	}})

@@ -11,20 +11,6 @@ import (
 	"tidemark/pkg/wal"
 )
 
-func TestRewriteConf(t *testing.T) {
-	settings := []Setting{{Name: "primary_conninfo", Value: `host=/run port=1 password='it''s\x'`}, {Name: "recovery_target_lsn", Reset: true}}
-	for _, c := range []struct{ name, old, want string }{
-		{"empty", "", "primary_conninfo = 'host=/run port=1 password=''it''''s\\\\x'''\n"},
-		{"kept", "# by hand\nport = 5433\n", "# by hand\nport = 5433\nprimary_conninfo = 'host=/run port=1 password=''it''''s\\\\x'''\n"},
-		{"replaced, any spelling", "Primary_ConnInfo 'old'\nprimary_conninfo='older'\nrecovery_target_lsn = '0/1'\nport = 1", "port = 1\nprimary_conninfo = 'host=/run port=1 password=''it''''s\\\\x'''\n"},
-		{"not those that begin alike", "recovery_target = 'x'\nprimary_conninfo2 = 'y'\n", "recovery_target = 'x'\nprimary_conninfo2 = 'y'\nprimary_conninfo = 'host=/run port=1 password=''it''''s\\\\x'''\n"},
-	} {
-		if got := string(rewriteConf([]byte(c.old), settings)); got != c.want {
-			t.Errorf("%s: %q, want %q", c.name, got, c.want)
-		}
-	}
-}
-
 func TestServerArguments(t *testing.T) {
 	line := `/usr/lib/postgresql/15/bin/postgres "-D" "/srv/my data" "-c" "config_file=/etc/pg/postgresql.conf" "-p" "5433"` + "\n"
 	want := []string{"-c", "config_file=/etc/pg/postgresql.conf", "-p", "5433"}

@@ -342,11 +342,7 @@ func (r *run) takeBack(ctx context.Context, n Node) error {
 			return nil
 		}
 	}
-	info, err := r.sourceConnInfo()
-	if err != nil {
-		return err
-	}
-	err = r.rejoin.Rewind(ctx, n, r.next.Node, info)
+	err := r.rejoin.Rewind(ctx, n, r.next.Node)
 	if err != nil && exit.CodeOf(err) == exit.Refused {
 		hint := strings.TrimSpace(exit.HintOf(err) + fmt.Sprintf("\ndbctl rejoin %s --reseed copies it anew", n.Name))
 		return exit.Hint(err, hint)
@@ -354,24 +350,17 @@ func (r *run) takeBack(ctx context.Context, n Node) error {
 	return err
 }
 
-// sourceConnInfo is how the primary is reached for reading.
-func (r *run) sourceConnInfo() (string, error) { return r.next.Node.Conninfo, nil }
-
 // copyAnew moves the old data directory aside, copies the primary, and puts
 // the node's own configuration files into the copy.
 func (r *run) copyAnew(ctx context.Context, n Node) error {
 	if r.rejoin.Seed == nil {
 		return exit.New(exit.Refused, "run dbrepl seed yourself, then dbctl rejoin again", "%s needs a fresh copy", n.Name)
 	}
-	info, err := r.sourceConnInfo()
-	if err != nil {
-		return err
-	}
 	aside, err := r.moveAside(n)
 	if err != nil {
 		return err
 	}
-	if err := r.rejoin.Seed(ctx, n, r.next.Node, info); err != nil {
+	if err := r.rejoin.Seed(ctx, n, r.next.Node, r.slots[n.Name]); err != nil {
 		return err
 	}
 	if aside == "" {
