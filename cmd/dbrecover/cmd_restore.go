@@ -40,8 +40,8 @@ func (c *restoreCmd) Run(ctx context.Context, e *cli.Env) error {
 		res.Plan = r.Plan
 		return e.Render(res, func(t *cli.Text) {
 			t.Line("Nothing is changed. The restore would:")
-			renderResolution(t, r.Resolution)
-			t.KV("copy", cli.Bytes(r.Plan.Totals.Bytes)+" in "+cli.Plural(r.Plan.Totals.Copied, "file", "files"), "into", c.PGData)
+			t.KV(append(resolutionPairs(r.Resolution),
+				"copy", cli.Bytes(r.Plan.Totals.Bytes)+" in "+cli.Plural(r.Plan.Totals.Copied, "file", "files"), "into", c.PGData)...)
 		})
 	}
 	done, err := r.Run(ctx)
@@ -51,8 +51,7 @@ func (c *restoreCmd) Run(ctx context.Context, e *cli.Env) error {
 	res.Copy, res.Took = &done, time.Since(begun).Seconds()
 	return e.Render(res, func(t *cli.Text) {
 		t.Line("%s is restored and waits for its recovery.", c.PGData)
-		renderResolution(t, r.Resolution)
-		renderCopy(t, &done)
+		t.KV(append(resolutionPairs(r.Resolution), copyPairs(&done)...)...)
 		t.Blank()
 		t.Line("Next, to replay and to see it stop at the target:")
 		t.Line("    dbrecover run -D %s", recovery.ShellQuote(c.PGData))
@@ -68,7 +67,8 @@ func (c *restoreCmd) prepare(ctx context.Context, e *cli.Env) (*recovery.Restore
 	return recovery.PrepareRestore(ctx, o)
 }
 
-func renderResolution(t *cli.Text, r *recovery.Resolution) {
+// resolutionPairs are the keys and values that tell of a resolution.
+func resolutionPairs(r *recovery.Resolution) []any {
 	stop := ""
 	if r.Stop != nil && !r.Stop.Time.IsZero() {
 		stop = "after " + r.Stop.LSN.String()
@@ -77,18 +77,18 @@ func renderResolution(t *cli.Text, r *recovery.Resolution) {
 		}
 		stop += ", a record of " + r.Stop.Time.UTC().Format("2006-01-02 15:04:05.999999Z07:00")
 	}
-	t.KV("backup", r.Backup+", ended "+cli.Time(r.BackupEnd),
+	return []any{"backup", r.Backup+", ended "+cli.Time(r.BackupEnd),
 		"target", r.Target.String()+" on timeline "+r.Timeline.String(),
 		"stop", stop,
 		"replay", r.From.String()+" to "+r.To.String()+" ("+cli.Bytes(r.ReplayBytes())+")",
-		"WAL", r.FirstWAL+" to "+r.LastWAL+" ("+cli.Plural(r.Segments, "segment", "segments")+", all archived)")
+		"WAL", r.FirstWAL+" to "+r.LastWAL+" ("+cli.Plural(r.Segments, "segment", "segments")+", all archived)"}
 }
 
-func renderCopy(t *cli.Text, done *blockcopy.Result) {
+func copyPairs(done *blockcopy.Result) []any {
 	resumed := ""
 	if done.Resumed {
 		resumed = cli.Bytes(done.SkippedBytes) + " were there already"
 	}
-	t.KV("copied", cli.Bytes(done.FetchedBytes)+" in "+cli.Duration(done.Elapsed)+", "+cli.Rate(done.FetchedBytes, done.Elapsed),
-		"resumed", resumed)
+	return []any{"copied", cli.Bytes(done.FetchedBytes)+" in "+cli.Duration(done.Elapsed)+", "+cli.Rate(done.FetchedBytes, done.Elapsed),
+		"resumed", resumed}
 }

@@ -121,16 +121,16 @@ func renderOutcome(t *cli.Text, res *recovery.RunResult) {
 	default:
 		t.Line("%s is recovered; the server is stopped.", o.DataDir)
 	}
+	var pairs []any
 	if res.Restore != nil {
-		renderResolution(t, res.Restore.Resolution)
-		renderCopy(t, res.Restore.Copy)
+		pairs = append(resolutionPairs(res.Restore.Resolution), copyPairs(res.Restore.Copy)...)
 	}
 	last := ""
 	if !o.LastCommit.IsZero() {
 		last = o.LastCommit.UTC().Format("2006-01-02 15:04:05.999999Z07:00")
 	}
-	t.KV("replayed to", o.ReplayedTo.String(), "last transaction", last, "proof", o.Evidence, "state", o.State,
-		"timeline", o.Timeline.String(), "connect", o.ConnInfo)
+	t.KV(append(pairs, "replayed to", o.ReplayedTo.String(), "last transaction", last, "proof", o.Evidence, "state", o.State,
+		"timeline", o.Timeline.String(), "connect", o.ConnInfo)...)
 	if o.State == "paused" {
 		t.Blank()
 		t.Line("Look at it, then end it by SELECT pg_wal_replay_resume() (it is promoted) or stop the server.")
