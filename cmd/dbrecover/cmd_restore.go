@@ -77,11 +77,11 @@ func resolutionPairs(r *recovery.Resolution) []any {
 		}
 		stop += ", a record of " + r.Stop.Time.UTC().Format("2006-01-02 15:04:05.999999Z07:00")
 	}
-	return []any{"backup", r.Backup+", ended "+cli.Time(r.BackupEnd),
-		"target", r.Target.String()+" on timeline "+r.Timeline.String(),
+	return []any{"backup", r.Backup + ", ended " + cli.Time(r.BackupEnd),
+		"target", r.Target.String() + " on timeline " + r.Timeline.String(),
 		"stop", stop,
-		"replay", r.From.String()+" to "+r.To.String()+" ("+cli.Bytes(r.ReplayBytes())+")",
-		"WAL", r.FirstWAL+" to "+r.LastWAL+" ("+cli.Plural(r.Segments, "segment", "segments")+", all archived)"}
+		"replay", r.From.String() + " to " + r.To.String() + " (" + cli.Bytes(r.ReplayBytes()) + ")",
+		"WAL", r.FirstWAL + " to " + r.LastWAL + " (" + cli.Plural(r.Segments, "segment", "segments") + ", all archived)"}
 }
 
 func copyPairs(done *blockcopy.Result) []any {
@@ -89,6 +89,6 @@ func copyPairs(done *blockcopy.Result) []any {
 	if done.Resumed {
 		resumed = cli.Bytes(done.SkippedBytes) + " were there already"
 	}
-	return []any{"copied", cli.Bytes(done.FetchedBytes)+" in "+cli.Duration(done.Elapsed)+", "+cli.Rate(done.FetchedBytes, done.Elapsed),
+	return []any{"copied", cli.Bytes(done.FetchedBytes) + " in " + cli.Duration(done.Elapsed) + ", " + cli.Rate(done.FetchedBytes, done.Elapsed),
 		"resumed", resumed}
 }
