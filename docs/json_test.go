@@ -90,6 +90,9 @@ func (g *generator) rows(t reflect.Type, prefix string) ([]row, error) {
 		if err != nil {
 			return nil, err
 		}
+		if comment == "" {
+			comment = plain[tag]
+		}
 		kind, inner := kindOf(f.Type)
 		out = append(out, row{prefix + tag, kind, comment})
 		if inner == nil {
