@@ -371,7 +371,21 @@ func (n *Node) kill() bool {
 			time.Sleep(2 * time.Millisecond)
 		}
 	}
+	n.dropStaleLock(st.PID)
 	return true
+}
+
+// dropStaleLock removes postmaster.pid where the killed process still has its
+// entry in the process table: one that a command under test started belongs to
+// the system's first process, which in a container may never collect it, and
+// the server takes the entry for a living one.
+func (n *Node) dropStaleLock(pid int) {
+	for deadline := time.Now().Add(time.Second); syscall.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			os.Remove(filepath.Join(n.Dir, "postmaster.pid"))
+			return
+		}
+	}
 }
 
 // processAlive reports whether a process runs; one that only waits to be
