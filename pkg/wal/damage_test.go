@@ -31,8 +31,9 @@ func newExcerpt(t testing.TB, major int, segment, pages int) *excerpt {
 	e.src = MemorySource{n: e.seg}
 	e.opt = Options{Start: f.SegmentSize.Start(n), FindFirst: true, SegmentSize: f.SegmentSize}
 	e.records, _ = e.read(t)
-	last := e.records[len(e.records)-1]
-	e.end = last.end
+	if n := len(e.records); n > 0 {
+		e.end = e.records[n-1].end
+	}
 	return e
 }
 

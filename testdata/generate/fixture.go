@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"tidemark/bench/scratch"
 	"tidemark/pkg/wal"
 )
 
@@ -42,14 +43,30 @@ type timelineRange struct {
 	Records  int            `json:"records"`
 }
 
+const config = `
+max_wal_size = 1GB
+wal_keep_size = 1GB
+max_prepared_transactions = 5
+track_commit_timestamp = on
+wal_level = %s
+`
+
+func newServer(major int) (*scratch.Server, error) {
+	level := "logical"
+	if major == 14 {
+		level = "replica" // see the package comment
+	}
+	return scratch.New(scratch.Options{Major: major, SegmentMB: 1, Checksums: true, Config: fmt.Sprintf(config, level)})
+}
+
 // generate runs the workload on a server of the major version and stores what it wrote.
 func generate(ctx context.Context, major int, out string, oracles oracleSet) error {
 	s, err := newServer(major)
 	if err != nil {
 		return err
 	}
-	defer s.remove()
-	g := &generator{server: s, out: filepath.Join(out, fmt.Sprint(major)), oracles: oracles}
+	defer s.Remove()
+	g := &generator{Server: s, out: filepath.Join(out, fmt.Sprint(major)), oracles: oracles}
 	g.fixture.Major, g.fixture.SegmentSize = major, segmentSize
 	if err := os.RemoveAll(g.out); err != nil {
 		return err
@@ -68,7 +85,7 @@ func generate(ctx context.Context, major int, out string, oracles oracleSet) err
 }
 
 type generator struct {
-	*server
+	*scratch.Server
 	out     string
 	oracles oracleSet
 	fixture fixture
@@ -77,13 +94,13 @@ type generator struct {
 
 // work runs the workload from the start of a fresh segment.
 func (g *generator) work(ctx context.Context) error {
-	if err := os.Mkdir(filepath.Join(g.dir, "ts"), 0o700); err != nil {
+	if err := os.Mkdir(filepath.Join(g.Dir, "ts"), 0o700); err != nil {
 		return err
 	}
-	if err := errJoin(g.chown(filepath.Join(g.dir, "ts")), g.server.start()); err != nil {
+	if err := errors.Join(g.Chown(filepath.Join(g.Dir, "ts")), g.Start()); err != nil {
 		return err
 	}
-	err := g.with(ctx, func(c *pgx.Conn) error {
+	err := g.With(ctx, func(c *pgx.Conn) error {
 		q := `select current_setting('server_version'), (select system_identifier from pg_control_system())`
 		var id int64
 		if err := c.QueryRow(ctx, q).Scan(&g.fixture.Server, &id); err != nil {
@@ -96,7 +113,7 @@ func (g *generator) work(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	at, err := g.text(ctx, "select pg_current_wal_insert_lsn()::text")
+	at, err := g.Text(ctx, "select pg_current_wal_insert_lsn()::text")
 	if err != nil {
 		return err
 	}
@@ -108,20 +125,20 @@ func (g *generator) work(ctx context.Context) error {
 	if err := g.control("running"); err != nil {
 		return err
 	}
-	return g.runScript(ctx, workload)
+	return runScript(ctx, g.Server, workload)
 }
 
 // crash leaves a record over several pages without its end, as a loss of power
 // does, so that the next start writes an overwrite record in its place.
 func (g *generator) crash(ctx context.Context) error {
-	err := g.exec(ctx,
+	err := g.Exec(ctx,
 		"select pg_logical_emit_message(false, 'tidemark', 'before')",
 		"select pg_logical_emit_message(false, 'tidemark', repeat('cut off ', 4000))",
 		"select pg_switch_wal()") // so that it is written out
 	if err != nil {
 		return err
 	}
-	if err := g.stop("immediate"); err != nil {
+	if err := g.Stop("immediate"); err != nil {
 		return err
 	}
 	if err := g.control("crashed"); err != nil {
@@ -147,7 +164,7 @@ func (g *generator) cut(ctx context.Context) error {
 	g.fixture.CutOff = last
 	from := (last + wal.DefaultPageSize) &^ (wal.DefaultPageSize - 1)
 	for n := segmentSize.Number(from); n <= segmentSize.Number(end); n++ {
-		name := filepath.Join(g.data, "pg_wal", wal.SegmentName(1, n, segmentSize))
+		name := filepath.Join(g.Data, "pg_wal", wal.SegmentName(1, n, segmentSize))
 		b, err := os.ReadFile(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			break
@@ -165,44 +182,44 @@ func (g *generator) cut(ctx context.Context) error {
 
 // restart recovers from the crash and changes a setting that standbys follow.
 func (g *generator) restart(ctx context.Context) error {
-	if err := g.configure("max_connections = 60\nmax_locks_per_transaction = 70\n"); err != nil {
+	if err := g.Configure("max_connections = 60\nmax_locks_per_transaction = 70\n"); err != nil {
 		return err
 	}
-	if err := g.server.start(); err != nil {
+	if err := g.Start(); err != nil {
 		return err
 	}
-	if err := g.exec(ctx, "insert into t values (6001, 'after the crash')"); err != nil {
+	if err := g.Exec(ctx, "insert into t values (6001, 'after the crash')"); err != nil {
 		return err
 	}
-	return errJoin(g.stop("fast"), g.control(""))
+	return errors.Join(g.Stop("fast"), g.control(""))
 }
 
 // promote starts the server as a standby without a primary, and promotes it:
 // a new timeline begins with an end-of-recovery record.
 func (g *generator) promote(ctx context.Context) error {
-	signal := filepath.Join(g.data, "standby.signal")
-	if err := errJoin(os.WriteFile(signal, nil, 0o600), g.chown(signal)); err != nil {
+	signal := filepath.Join(g.Data, "standby.signal")
+	if err := errors.Join(os.WriteFile(signal, nil, 0o600), g.Chown(signal)); err != nil {
 		return err
 	}
-	if err := g.server.start(); err != nil {
+	if err := g.Start(); err != nil {
 		return err
 	}
 	if err := g.control("standby"); err != nil {
 		return err
 	}
-	if err := g.run("pg_ctl", "-D", g.data, "-w", "promote"); err != nil {
+	if err := g.Run("pg_ctl", "-D", g.Data, "-w", "promote"); err != nil {
 		return err
 	}
-	if err := g.exec(ctx, "insert into t values (7001, 'on a new timeline')", "checkpoint"); err != nil {
+	if err := g.Exec(ctx, "insert into t values (7001, 'on a new timeline')", "checkpoint"); err != nil {
 		return err
 	}
-	return errJoin(g.stop("fast"), g.control("promoted"))
+	return errors.Join(g.Stop("fast"), g.control("promoted"))
 }
 
 // control stores the control file as it is now. The plain name is the one of a
 // cleanly stopped server.
 func (g *generator) control(state string) error {
-	b, err := os.ReadFile(filepath.Join(g.data, "global", "pg_control"))
+	b, err := os.ReadFile(filepath.Join(g.Data, "global", "pg_control"))
 	if err != nil {
 		return err
 	}
@@ -210,11 +227,11 @@ func (g *generator) control(state string) error {
 	if state != "" {
 		suffix = "." + state
 	}
-	text, err := g.oracles.controlData(g.major, g.data)
+	text, err := g.oracles.controlData(g.Major, g.Data)
 	if err != nil {
 		return err
 	}
-	return errJoin(os.WriteFile(filepath.Join(g.out, "pg_control"+suffix), b, 0o644),
+	return errors.Join(os.WriteFile(filepath.Join(g.out, "pg_control"+suffix), b, 0o644),
 		os.WriteFile(filepath.Join(g.out, "pg_controldata"+suffix+".txt"), text, 0o644))
 }
 
@@ -222,7 +239,7 @@ func (g *generator) control(state string) error {
 // where a later one has no such segment.
 func (g *generator) source(tli wal.TimelineID) wal.Source {
 	return wal.SourceFunc(func(_ context.Context, n wal.SegmentNumber) (wal.Segment, error) {
-		f, err := os.Open(filepath.Join(g.data, "pg_wal", wal.SegmentName(tli, n, segmentSize)))
+		f, err := os.Open(filepath.Join(g.Data, "pg_wal", wal.SegmentName(tli, n, segmentSize)))
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, wal.ErrNoSegment
 		}
@@ -241,7 +258,7 @@ func (g *generator) store(ctx context.Context) error {
 		g.fixture.Timelines = append(g.fixture.Timelines, r)
 		start = segmentSize.Start(segmentSize.NumberBefore(r.End))
 	}
-	history, err := os.ReadFile(filepath.Join(g.data, "pg_wal", wal.HistoryName(2)))
+	history, err := os.ReadFile(filepath.Join(g.Data, "pg_wal", wal.HistoryName(2)))
 	if err != nil {
 		return err
 	}
@@ -257,7 +274,7 @@ func (g *generator) store(ctx context.Context) error {
 
 func (g *generator) storeTimeline(tli wal.TimelineID, start wal.LSN) (timelineRange, error) {
 	r := timelineRange{Timeline: tli, Start: start}
-	records, err := g.oracles.records(g.major, filepath.Join(g.data, "pg_wal"), tli, start)
+	records, err := g.oracles.records(g.Major, filepath.Join(g.Data, "pg_wal"), tli, start)
 	if err != nil {
 		return r, err
 	}
@@ -267,7 +284,7 @@ func (g *generator) storeTimeline(tli wal.TimelineID, start wal.LSN) (timelineRa
 	}
 	for n := segmentSize.Number(start); n <= segmentSize.NumberBefore(r.End); n++ {
 		name := wal.SegmentName(tli, n, segmentSize)
-		b, err := os.ReadFile(filepath.Join(g.data, "pg_wal", name))
+		b, err := os.ReadFile(filepath.Join(g.Data, "pg_wal", name))
 		if err != nil {
 			return r, err
 		}
