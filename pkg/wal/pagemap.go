@@ -138,7 +138,7 @@ func (m *Map) forget(drop func(RelFile) bool) {
 // called behind the first of them.
 func (m *Map) read(r *Reader, first func()) error {
 	r.headOnly = true
-	for r.advance() {
+	for m.readPlain(r); r.advance(); m.readPlain(r) {
 		if first != nil {
 			first()
 			first = nil

@@ -19,6 +19,45 @@ type plainRef struct {
 	block uint32
 }
 
+// readPlain takes in the plain records that follow on the current page. It does
+// what Reader.advance and addPlain do in turn, with the position in registers,
+// and leaves everything but the usual to them: the first record of a page, one
+// that crosses into the next, the end of the range, and whatever is wrong.
+func (m *Map) readPlain(r *Reader) {
+	page, off, prev := r.page, r.off, r.prev
+	if page == nil || prev == 0 || r.fault != nil || r.aborted != 0 || r.end <= r.pageLSN {
+		return
+	}
+	limit := len(page) - RecordHeaderSize // no record begins behind
+	if left := r.end - r.pageLSN; left <= LSN(limit) {
+		limit = int(left) - 1
+	}
+	n := uint64(0)
+	for off <= limit {
+		rest := page[off:]
+		total := int(binary.LittleEndian.Uint32(rest))
+		if total < RecordHeaderSize || total >= len(rest) {
+			break
+		}
+		raw := rest[:total:total]
+		if id := RMID(raw[17]); id == RmXLOG || id > RmMaxBuiltin || LSN(binary.LittleEndian.Uint64(raw[8:])) != prev ||
+			!crcMatches(raw) || !m.addPlain(raw, r.format, r.opt.BlockSize) {
+			break
+		}
+		n++
+		prev = r.pageLSN + LSN(off)
+		off = (off + total + 7) &^ 7
+	}
+	if n == 0 {
+		return
+	}
+	m.Records += n
+	r.prev, r.off, r.tli = prev, off, r.timeline
+	if off >= len(page) {
+		r.turn()
+	}
+}
+
 // addPlain takes in the record if it is a plain one. Otherwise it has done
 // nothing and returns false. raw holds at least the record's headers.
 func (m *Map) addPlain(raw []byte, format *Format, blockSize uint32) bool {

@@ -142,25 +142,28 @@ func (s *scan) run(cancel func()) {
 	wg.Wait()
 }
 
-// work scans pieces until there are no more.
+// work scans pieces until there are no more, all with the same buffer.
 func (s *scan) work(pieces <-chan *piece) {
+	var buf []byte
 	for p := range pieces {
-		p.scan(s)
+		buf = p.scan(s, buf)
 		close(p.ready)
 	}
 }
 
-func (p *piece) scan(s *scan) {
+func (p *piece) scan(s *scan, buf []byte) []byte {
 	r, err := s.reader(p.start, p.end, true)
 	if err != nil {
 		p.why = err
-		return
+		return buf
 	}
 	defer r.Close()
+	r.buf = buf
 	p.r, p.m = r, newMap()
 	p.why = p.m.read(r, func() {
 		p.first, p.prev, p.timeline = r.start, LSN(binary.LittleEndian.Uint64(r.raw[8:])), r.tli
 	})
+	return r.buf
 }
 
 // take merges a piece, or scans it again when it does not fit.
