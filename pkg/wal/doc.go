@@ -23,23 +23,23 @@
 //
 // and, on the first page of a segment (XLogLongPageHeaderData), goes on with
 //
-//	    24    8  system identifier
-//	    32    4  segment size
-//	    36    4  page size
+//	24    8  system identifier
+//	32    4  segment size
+//	36    4  page size
 //
 // Records begin at multiples of eight, right behind the one before. One that
 // does not fit goes on behind the header of the next page, over as many pages
 // and segments as it takes; only its first eight bytes are sure to be on one
 // page. A record (access/xlogrecord.h) is
 //
-//	     0    4  length         of all of it
-//	     4    4  transaction
-//	     8    8  prev           LSN of the record before
-//	    16    1  info           upper half: what it does; 1 unlogged file changes; 2 check images
-//	    17    1  resource manager
-//	    18    2  padding
-//	    20    4  CRC-32C        of what follows, then of the 20 bytes before
-//	    24       headers, then the data that they announce, in the same order
+//	 0    4  length         of all of it
+//	 4    4  transaction
+//	 8    8  prev           LSN of the record before
+//	16    1  info           upper half: what it does; 1 unlogged file changes; 2 check images
+//	17    1  resource manager
+//	18    2  padding
+//	20    4  CRC-32C        of what follows, then of the 20 bytes before
+//	24       headers, then the data that they announce, in the same order
 //
 // The headers are, each beginning with a byte that tells which it is:
 //
