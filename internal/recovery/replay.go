@@ -112,7 +112,8 @@ func (r *replay) inspect() error {
 		if stone, e := volume.ReadTombstone(volume.OS, dir); e == nil {
 			return exit.New(exit.Refused, "finish it first:\n    "+stone.Command, "%s is not complete: a %s has not ended", dir, stone.Operation)
 		}
-		return fmt.Errorf("%s is not a data directory that can be recovered: %w", dir, err)
+		return exit.Wrap(err, exit.Failed, "restore a backup into a new directory: dbrecover run --repo DIR -D NEWDIR",
+			"%s is not a data directory that can be recovered", dir)
 	}
 	if stone, err := volume.ReadTombstone(volume.OS, dir); err == nil {
 		return exit.New(exit.Refused, "finish it first:\n    "+stone.Command, "%s is not complete: a %s has not ended", dir, stone.Operation)
