@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -61,6 +62,7 @@ type Options struct {
 type Cluster struct {
 	opt   Options
 	nodes []Node
+	logs  sync.Map // data directory -> the file that its server writes to
 }
 
 // New checks the options.
@@ -172,6 +174,9 @@ func (c *Cluster) server(n Node) (*postgres.Server, error) {
 		return nil, err
 	}
 	s.Args = lastArguments(n.DataDir)
+	if path, ok := c.logs.Load(n.DataDir); ok {
+		s.LogFile = path.(string)
+	}
 	s.Log = c.opt.Log
 	return s, nil
 }

@@ -105,6 +105,9 @@ func (c *Cluster) observeDirectory(f *Facts) {
 	}
 	if st, err := (&postgres.Server{DataDir: dir}).Status(); err == nil && st.Running {
 		f.PID = st.PID
+		if path := logOf(st.PID); path != "" {
+			c.logs.Store(dir, path)
+		}
 		if st.Phase == "stopping" {
 			f.State = StateStopping
 		}
@@ -126,6 +129,19 @@ func (c *Cluster) observeDirectory(f *Facts) {
 		f.TombstoneOf = t.Operation
 		f.Tombstone = fmt.Sprintf("incomplete: a %s has not ended; run again: %s", t.Operation, t.Command)
 	}
+}
+
+// logOf returns the file that a server's messages go to, so that it goes on
+// there when it is started again; empty where it is no file.
+func logOf(pid int) string {
+	path, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/2", pid))
+	if err != nil {
+		return ""
+	}
+	if st, err := os.Stat(path); err != nil || !st.Mode().IsRegular() {
+		return ""
+	}
+	return path
 }
 
 func fileExists(dir, name string) bool {

@@ -364,10 +364,35 @@ func (r *run) copyAnew(ctx context.Context, n Node) error {
 		return err
 	}
 	if aside == "" {
-		return nil
+		return r.ownAddress(n)
 	}
 	r.report.Notes = append(r.report.Notes, fmt.Sprintf("the old data directory is kept as %s: remove it when it is not needed any more", aside))
 	return keepConfiguration(r.c.opt.FS, aside, n.DataDir)
+}
+
+// ownAddress gives a copy the port and socket directory by which the
+// configuration knows the node: what it copied are those of its source.
+func (r *run) ownAddress(n Node) error {
+	mine, err := postgres.ParseConnInfo(n.Conninfo)
+	if err != nil {
+		return err
+	}
+	theirs, err := postgres.ParseConnInfo(r.next.Conninfo)
+	if err != nil {
+		return err
+	}
+	var settings []postgres.Setting
+	if port := orDefault(mine["port"], "5432"); port != orDefault(theirs["port"], "5432") {
+		settings = append(settings, postgres.Setting{Name: "port", Value: port})
+	}
+	if host := mine["host"]; strings.HasPrefix(host, "/") && host != theirs["host"] {
+		settings = append(settings, postgres.Setting{Name: "unix_socket_directories", Value: host})
+	}
+	r.report.Notes = append(r.report.Notes, fmt.Sprintf("the configuration files of %s are copies of %s's: look through them", n.Name, r.next.Name))
+	if len(settings) == 0 {
+		return nil
+	}
+	return postgres.EditAutoConf(r.c.opt.FS, n.DataDir, settings)
 }
 
 // moveAside renames the data directory, unless it is missing or an unfinished
