@@ -431,8 +431,10 @@ func TestSourceDies(t *testing.T) {
 		if r := pgtest.Run(t, "dbrepl", "seed", "-D", target, "-d", node.ConnInfo()); r.Code != 0 {
 			t.Fatalf("the same command does not finish it: %d %s", r.Code, r.Stderr)
 		}
-		half.Start()
-		half.WaitFor(node)
+		// The rest of the copy may have brought the source's own port.
+		whole := pgtest.Attach(t, "whole", target)
+		whole.Start()
+		whole.WaitFor(node)
 	})
 	t.Run("backup", func(t *testing.T) {
 		repo := filepath.Join(dir, "repo")

@@ -10,6 +10,7 @@ import (
 
 	"tidemark/internal/exit"
 	"tidemark/internal/pgtest"
+	"tidemark/internal/postgres"
 )
 
 // smallDisk is a file system of 24 MB that is mounted for this process alone;
@@ -47,7 +48,7 @@ func TestFullDisk(t *testing.T) {
 		dir := filepath.Join(smallDisk, "standby")
 		t.Cleanup(func() { os.RemoveAll(dir) })
 		r := full(t, exit.Partial, "dbrepl", "seed", "-D", dir, "-d", node.ConnInfo())
-		if err := pgtest.Attach(t, "full", dir).TryStart(); err == nil {
+		if startsOn(t, node, dir) {
 			t.Errorf("a server starts on half a seed; seed said %s", r.Stderr)
 		}
 	})
@@ -69,7 +70,7 @@ func TestFullDisk(t *testing.T) {
 		dir := filepath.Join(smallDisk, "restored")
 		t.Cleanup(func() { os.RemoveAll(dir) })
 		full(t, exit.Partial, "dbrecover", "restore", "-D", dir, "--repo", repo)
-		if err := pgtest.Attach(t, "restored", dir).TryStart(); err == nil {
+		if startsOn(t, node, dir) {
 			t.Error("a server starts on half a restore")
 		}
 	})
@@ -85,6 +86,19 @@ func TestFullDisk(t *testing.T) {
 		os.Remove(filepath.Join(smallDisk, "filler"))
 		pgtest.MustRun(t, "dbbackup", "push", filepath.Join(node.Dir, "pg_wal", name), "--repo", repo)
 	})
+}
+
+// startsOn tells whether a server starts on a directory that is left as it is.
+func startsOn(t *testing.T, like *pgtest.Node, dir string) bool {
+	t.Helper()
+	s := &postgres.Server{DataDir: dir, Bin: like.Server.Bin, LogFile: filepath.Join(t.TempDir(), "log"), DieWithParent: true}
+	err := s.Start(t.Context())
+	if err == nil {
+		if err := s.Stop(t.Context(), postgres.StopImmediate); err != nil {
+			t.Error(err)
+		}
+	}
+	return err == nil
 }
 
 // full expects a command to run out of space, with a code that is either this
