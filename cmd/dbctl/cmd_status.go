@@ -44,16 +44,9 @@ func (s *statusCmd) Run(ctx context.Context, e *cli.Env) error {
 		return err
 	}
 	if n := len(report.Problems); n > 0 {
-		return exit.New(exit.Problem, "", "%s", cli.Plural(n, "problem", "problems")+" found: "+report.Problems[0]+more(n))
+		return exit.New(exit.Problem, "", "%s found", cli.Plural(n, "problem", "problems"))
 	}
 	return nil
-}
-
-func more(n int) string {
-	if n < 2 {
-		return ""
-	}
-	return fmt.Sprintf(" (and %d more above)", n-1)
 }
 
 func renderStatus(t *cli.Text, r *cluster.StatusReport) {
