@@ -187,6 +187,9 @@ func (r *runner) run(ctx context.Context) error {
 		return removeJournal(r.FS, r.Target)
 	}
 	if err := r.prepare(); err != nil {
+		if r.tombstoned() {
+			err = r.partial(err)
+		}
 		return err
 	}
 	if err := r.change(ctx); err != nil {
@@ -220,8 +223,7 @@ func (r *runner) partial(err error) error {
 	return exit.Wrap(err, code, hint, "%s", msg)
 }
 
-// prepare is steps 1 and 2. On error the target is as it was, or tombstoned
-// with nothing else changed, which a resumed run settles.
+// prepare is steps 1 and 2. On error the target is as it was, or tombstoned.
 func (r *runner) prepare() (err error) {
 	if r.state == 0 {
 		if err := createJournal(r.FS, r.Target, r.plan, r.modes); err != nil {
