@@ -50,6 +50,7 @@ func (j *job) diverge(ctx context.Context) (*Divergence, error) {
 	if !d.Diverged {
 		return d, nil
 	}
+	j.wal.fork = j.tc.XLogSegSize.Number(fork.LSN)
 	return d, j.findCheckpoint(ctx, d)
 }
 

@@ -60,6 +60,9 @@ func open(ctx context.Context, o Options) (*job, error) {
 }
 
 func (j *job) close() {
+	if j.wal != nil {
+		j.wal.close()
+	}
 	if err := j.source.Close(); err != nil {
 		j.Log.Debug("closing the source", "error", err)
 	}
@@ -179,8 +182,9 @@ func (j *job) readHistories(ctx context.Context, mayChange bool) error {
 	if err != nil {
 		return err
 	}
-	j.wal = &targetWAL{target: j.Target, history: j.th, size: j.tc.XLogSegSize, restore: restore}
+	j.wal = &targetWAL{target: j.Target, history: j.th, size: j.tc.XLogSegSize, restore: restore, loaned: map[wal.SegmentNumber]*os.File{}}
 	j.sh, err = readHistory(j.sourceTimeline(ctx), "the source", j.source.read(ctx))
+	j.wal.source, j.wal.common = j.source, j.sh
 	return err
 }
 

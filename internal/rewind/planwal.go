@@ -33,10 +33,23 @@ func (p *planner) planWAL() {
 	for n := size.Number(p.d.Start.Redo); n <= forkSeg; n++ {
 		p.baseSegment(n, copied)
 	}
+	p.settleForkSegment(forkSeg)
 	for name, e := range p.target {
 		if base, ok := strings.CutPrefix(name, "pg_wal/"); ok && e.Type == blockcopy.File && p.foreign(base, copied) {
 			p.add(blockcopy.Action{Kind: blockcopy.Remove, Path: name})
 		}
+	}
+}
+
+// settleForkSegment marks the target's own segment with the fork in it as
+// archived: what it holds behind the fork must never reach an archive, nor be
+// taken for the segment of that name that belongs there.
+func (p *planner) settleForkSegment(n wal.SegmentNumber) {
+	name := wal.SegmentName(p.d.Fork.Timeline, n, p.tc.XLogSegSize)
+	ready := "pg_wal/archive_status/" + name + ".ready"
+	if _, ok := p.target[ready]; ok && !slices.Contains(p.meta.Done, name) {
+		p.add(blockcopy.Action{Kind: blockcopy.Remove, Path: ready, Reason: "holds WAL from behind the fork"})
+		p.meta.Done = append(p.meta.Done, name)
 	}
 }
 

@@ -186,7 +186,7 @@ func TestInterrupted(t *testing.T) {
 	for _, at := range []int{20, 60, 200, -1} {
 		o := p.options()
 		o.fs = faultfs.Wrap(volume.OS, func(op faultfs.Op) error {
-			if at--; at == -1 || at < -1 && strings.Contains(op.Name, "standby.signal") {
+			if at--; at == -1 || at < -1 && strings.Contains(op.Path, "standby.signal") {
 				return syscall.ENOSPC
 			}
 			return nil

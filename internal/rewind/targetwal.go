@@ -10,7 +10,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 
+	"tidemark/internal/blockcopy"
 	"tidemark/internal/exit"
 	"tidemark/pkg/timeline"
 	"tidemark/pkg/volume"
@@ -24,6 +26,21 @@ type targetWAL struct {
 	history *timeline.History
 	size    wal.SegmentSize
 	restore *restorer // nil: what is not there is missing
+
+	// Segments below fork hold common WAL: those that the target recycled
+	// are read from the source. 0 as long as the fork is not known.
+	fork   wal.SegmentNumber
+	source *source
+	common *timeline.History
+	mu     sync.Mutex
+	loaned map[wal.SegmentNumber]*os.File // fetched from the source, unlinked
+}
+
+// close gives back what was fetched.
+func (t *targetWAL) close() {
+	for _, f := range t.loaned {
+		f.Close()
+	}
 }
 
 // candidates are the names under which segment n may lie, the best first.
@@ -59,10 +76,56 @@ func (t *targetWAL) OpenSegment(ctx context.Context, n wal.SegmentNumber) (wal.S
 			}
 		}
 	}
+	if n < t.fork {
+		if f, err := t.borrow(ctx, n); f != nil || err != nil {
+			return loan{f}, err
+		}
+	}
 	if len(names) == 0 {
 		return nil, fmt.Errorf("segment %d is on no timeline of the target: %w", n, wal.ErrNoSegment)
 	}
 	return nil, fmt.Errorf("%s: %w", names[0], wal.ErrNoSegment)
+}
+
+// loan is a borrowed segment: it stays open until the end.
+type loan struct{ *os.File }
+
+func (loan) Close() error { return nil }
+
+// borrow fetches a segment of common WAL from the source into a file without a
+// name; nil where the source lacks it, too.
+func (t *targetWAL) borrow(ctx context.Context, n wal.SegmentNumber) (*os.File, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if f := t.loaned[n]; f != nil {
+		return f, nil
+	}
+	for _, name := range candidates(t.common, t.size, n) {
+		f, err := t.download(ctx, "pg_wal/"+name)
+		if err != nil || f != nil {
+			t.loaned[n] = f
+			return f, err
+		}
+	}
+	return nil, nil
+}
+
+func (t *targetWAL) download(ctx context.Context, path string) (*os.File, error) {
+	f, err := os.CreateTemp("", "dbrewind-wal-")
+	if err != nil {
+		return nil, err
+	}
+	missing := false
+	err = errors.Join(os.Remove(f.Name()), t.source.Fetch(ctx, []blockcopy.Range{{Path: path, Length: int64(t.size)}},
+		func(piece blockcopy.Range, data []byte, gone bool) error {
+			missing = missing || gone || int64(len(data)) < piece.Length
+			_, err := f.WriteAt(data, piece.Offset)
+			return err
+		}))
+	if err != nil || missing {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // explain gives an error about the target's WAL a hint.
