@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -69,6 +70,10 @@ func Create(ctx context.Context, r *repo.Repository, o Options) (*repo.Summary, 
 	c := r.Cluster(s.systemID)
 	if err := tidy(ctx, r, c, o); err != nil {
 		return nil, err
+	}
+	if !s.inRecovery && !strings.Contains(s.archiveTo, "dbbackup") {
+		o.Progress.Note("the server does not archive into the repository: this backup restores to its own end, and no further (archive_command = 'dbbackup push --repo %s %%p')",
+			r.Location())
 	}
 	for try := 1; ; try++ {
 		sum, err := createOnce(ctx, s, c, o)

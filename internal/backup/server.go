@@ -209,9 +209,10 @@ func (s *server) end(ctx context.Context, src blockcopy.Source, start point) (wa
 			stop = start.Redo
 		}
 		if control.MinRecoveryPointTLI > start.Timeline {
-			return 0, nil, timelineChanged(start, control.MinRecoveryPointTLI)
+			return 0, nil, exit.New(exit.Failed, "run CHECKPOINT on the primary, then the command again",
+				"the standby is on timeline %s, its last restart point still on timeline %s", control.MinRecoveryPointTLI, start.Timeline)
 		}
-	} else if stop, err = s.insertPosition(ctx); err != nil {
+	} else if stop, err = s.insertPosition(ctx, control.XLogSegSize, control.XLogBlockSize); err != nil {
 		return 0, nil, err
 	}
 	control.State = volume.StateInArchiveRecovery
@@ -228,7 +229,7 @@ func timelineChanged(start point, now wal.TimelineID) error {
 
 // insertPosition returns the end of the WAL so far, and has the server finish
 // its segment.
-func (s *server) insertPosition(ctx context.Context) (wal.LSN, error) {
+func (s *server) insertPosition(ctx context.Context, size wal.SegmentSize, pageSize uint32) (wal.LSN, error) {
 	var text string
 	if err := postgres.Query(ctx, s.conn, "SELECT pg_current_wal_insert_lsn()::text", nil, &text); err != nil {
 		return 0, err
@@ -237,6 +238,7 @@ func (s *server) insertPosition(ctx context.Context) (wal.LSN, error) {
 	if err != nil {
 		return 0, err
 	}
+	lsn = recordEnd(lsn, size, pageSize)
 	if _, err := s.conn.Exec(ctx, "SELECT pg_switch_wal()"); err != nil {
 		if postgres.SQLState(err) != "42501" {
 			return 0, postgres.Explain(err)
@@ -244,6 +246,20 @@ func (s *server) insertPosition(ctx context.Context) (wal.LSN, error) {
 		s.log.Warn("the role may not call pg_switch_wal: the last segment is complete only when the server fills it", "reason", err)
 	}
 	return lsn, nil
+}
+
+// recordEnd turns the position where the next record will be put into the end
+// of the last one. They differ at the start of a page: the server says where
+// the page's header ends, and a segment that holds no more than that may never
+// be completed, nor replay ever say that it came so far.
+func recordEnd(next wal.LSN, size wal.SegmentSize, pageSize uint32) wal.LSN {
+	switch {
+	case size.Offset(next) == wal.LongHeaderSize:
+		return next - wal.LongHeaderSize
+	case size.Offset(next) > pageSize && uint32(next)%pageSize == wal.ShortHeaderSize:
+		return next - wal.ShortHeaderSize
+	}
+	return next
 }
 
 // sameCluster checks that files are those of the server that was asked for a

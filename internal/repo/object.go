@@ -326,10 +326,10 @@ func parseIndex(b []byte, off int64) (*objectIndex, error) {
 	if err != nil {
 		return nil, err
 	}
-	body = body[n : len(body)-trailerLength]
-	if len(body) < 8 {
+	if len(body) < n+8+trailerLength {
 		return nil, errors.New("cut short")
 	}
+	body = body[n : len(body)-trailerLength]
 	nf, nb := int64(binary.LittleEndian.Uint32(body)), int64(binary.LittleEndian.Uint32(body[4:]))
 	body = body[8:]
 	if nf > maxFrames || nb > maxBlocks || nf*frameEntry+nb*blockEntry != int64(len(body)) {
