@@ -40,7 +40,7 @@ var scripts = []struct {
 }{
 	{"page images", []string{
 		"create table pages (id int, filler text) with (fillfactor = 50)",
-		"insert into pages select g, repeat('x', 700) from generate_series(1, 150000) g",
+		"insert into pages select g, repeat('x', 700) from generate_series(1, 280000) g",
 		"create index on pages (id)",
 		"checkpoint", "*", // from here on
 		"update pages set id = id where id % 5 = 0",

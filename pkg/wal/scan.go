@@ -110,14 +110,12 @@ func (s *scan) nextEnd(start LSN) LSN {
 	return end
 }
 
+// run reads the first piece in line, while workers are already at the next ones.
 func (s *scan) run(cancel func()) {
-	// The first piece is read in line: it settles the version and the cluster.
 	next := s.nextEnd(s.opt.Start)
-	s.readTo(next)
-	if s.done || s.opt.Workers == 1 {
-		for !s.done {
+	if s.opt.Workers == 1 {
+		for s.readTo(next); !s.done; s.readTo(next) {
 			next = s.nextEnd(next)
-			s.readTo(next)
 		}
 		return
 	}
@@ -127,11 +125,16 @@ func (s *scan) run(cancel func()) {
 		wg.Go(func() { s.work(work) })
 	}
 	var ahead []*piece // handed out and not merged, in log order
-	for !s.done {
-		for len(ahead) < 2*s.opt.Workers && (s.opt.End == 0 || next < s.opt.End) {
+	for first := next; !s.done; {
+		for len(ahead) < cap(work) && (s.opt.End == 0 || next < s.opt.End) {
 			p := &piece{start: next, end: s.nextEnd(next), ready: make(chan struct{})}
 			ahead, next = append(ahead, p), p.end
 			work <- p
+		}
+		if first != 0 {
+			s.readTo(first)
+			first = 0
+			continue
 		}
 		<-ahead[0].ready
 		s.take(ahead[0])
