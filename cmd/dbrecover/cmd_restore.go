@@ -13,7 +13,7 @@ type restoreCmd struct {
 	cli.RepoFlag
 	cli.DataDirFlag
 	targetFlags
-	Then string `name:"then" enum:"promote,pause,shutdown" default:"promote" help:"What the server does at the target: promote, pause, shutdown."`
+	Then string `name:"then" enum:"promote,pause,shutdown" default:"promote" placeholder:"promote|pause|shutdown" help:"What the server does at the target; promote is the default."`
 	cli.JobsFlag
 	cli.DryRunFlag
 	cli.OwnerFlag

@@ -16,7 +16,7 @@ type runCmd struct {
 	cli.RepoFlag
 	cli.DataDirFlag
 	targetFlags
-	Then       string `name:"then" enum:"promote,pause,shutdown" default:"promote" help:"At the target: promote; pause, and leave the server up to be looked at; shutdown, and leave it recoverable further."`
+	Then       string `name:"then" enum:",promote,pause,shutdown" default:"" placeholder:"promote|pause|shutdown" help:"At the target: promote (the default); pause, and leave the server up to be looked at; shutdown, and leave it recoverable further."`
 	Start      bool   `name:"start" help:"Leave the promoted server running, as its configuration says."`
 	ConfigFile string `name:"config-file" placeholder:"FILE" type:"path" help:"postgresql.conf, where it lies outside the data directory."`
 	cli.BindirFlag
@@ -46,7 +46,7 @@ func (c *runCmd) Run(ctx context.Context, e *cli.Env) error {
 		}
 	}
 	res.Recovery, err = recovery.Replay(ctx, recovery.ReplayOptions{DataDir: c.PGData, Bindir: c.Bindir,
-		ConfigFile: c.ConfigFile, Start: c.Start, Progress: e.Progress(), Log: e.Log()})
+		ConfigFile: c.ConfigFile, Then: recovery.Then(c.Then), Start: c.Start, Progress: e.Progress(), Log: e.Log()})
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func (c *runCmd) sameTarget(record *recovery.Record) error {
 		return err
 	}
 	asked := recovery.Request{Backup: c.Backup, Target: target, Timeline: c.Timeline}
-	if asked == record.Request {
+	if asked.Equal(record.Request) {
 		return nil
 	}
 	return exit.New(exit.Refused, "run it without a target to go on, or restore into another directory",

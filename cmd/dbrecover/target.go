@@ -27,7 +27,7 @@ type targetFlags struct {
 	Backup     string   `name:"backup" placeholder:"ID" help:"Restore this backup; by default the newest that ends before the target."`
 	Timeline   string   `name:"timeline" placeholder:"latest|current|N" default:"latest" help:"Follow WAL to this timeline: the latest, the backup's own, or a number."`
 	Tablespace []string `name:"tablespace" placeholder:"OLD=NEW" sep:"none" help:"Put a tablespace (its old directory, name or OID) into another directory; may be repeated."`
-	Archive    string   `name:"archive" enum:"keep,off" default:"keep" help:"keep: archive_mode as in the backup. off: a copy that must not archive."`
+	Archive    string   `name:"archive" enum:"keep,off" default:"keep" placeholder:"keep|off" help:"keep: archive_mode as in the backup. off: a copy that must not archive."`
 	System     uint64   `name:"cluster" placeholder:"ID" help:"System identifier, where the repository holds several clusters."`
 }
 

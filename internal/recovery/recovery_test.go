@@ -12,16 +12,9 @@ import (
 	"tidemark/internal/exit"
 	"tidemark/internal/pgtest"
 	"tidemark/internal/recovery"
-	"tidemark/internal/repo"
 	"tidemark/pkg/volume"
 	"tidemark/pkg/wal"
 )
-
-// history is what TestTargets recovers to: three backups, rows in between.
-type moment struct {
-	at   recovery.Target
-	want string // rows: count|max
-}
 
 // TestTargets recovers to every kind of target, before, between and behind
 // backups, through the command.
@@ -302,9 +295,7 @@ func TestFaultWhileReplaying(t *testing.T) {
 	s.Exec("INSERT INTO t VALUES (3)")
 	s.archive()
 	dir := s.target("restored")
-	before := s.now()
 	pgtest.MustRun(t, "dbrecover", "restore", "--repo", s.dir, "-D", dir, "--archive", "off")
-	_ = before
 	object := s.object(last)
 	good, err := os.ReadFile(object)
 	s.must(err)
@@ -386,6 +377,14 @@ func TestThen(t *testing.T) {
 		if err != nil || c.State != volume.StateShutdownedRecovery {
 			t.Errorf("shutdown left %s, %v", c.State, err)
 		}
+		// Both can still be brought to their end.
+		for _, name := range []string{"paused", "stopped"} {
+			dir := filepath.Join(filepath.Dir(filepath.Dir(dir)), name, "data")
+			pgtest.MustRun(t, "dbrecover", "run", "-D", dir, "--then", "promote", "--to-name", "two", "--archive", "off")
+			if got := rows(t, dir); got != "2|2" {
+				t.Errorf("%s, then promoted: %s", name, got)
+			}
+		}
 	})
 }
 
@@ -416,6 +415,4 @@ func TestRestoreRefuses(t *testing.T) {
 	if !errors.Is(err, recovery.ErrNotRestored) {
 		t.Errorf("%v", err)
 	}
-	var corrupt *repo.CorruptError
-	_ = errors.As(err, &corrupt)
 }

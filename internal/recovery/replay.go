@@ -23,6 +23,7 @@ type ReplayOptions struct {
 	DataDir    string
 	Bindir     string
 	ConfigFile string // postgresql.conf where it lies outside the data directory
+	Then       Then   // at the target; where empty, what the restore was told
 	Start      bool   // leave the server running, as its own configuration says
 	Progress   progress.Reporter
 	Log        *slog.Logger
@@ -101,6 +102,9 @@ func newReplay(o ReplayOptions) (*replay, error) {
 	if r.record != nil {
 		r.outcome.Target, r.outcome.Then = r.record.Request.Target, r.record.Then
 	}
+	if o.Then != "" {
+		r.outcome.Then = o.Then
+	}
 	return r, nil
 }
 
@@ -151,11 +155,11 @@ func (r *replay) run(ctx context.Context) error {
 		return r.finish(ctx, nil)
 	}
 	var err error
-	if r.scratch, err = os.MkdirTemp("", "dbrecover-"); err != nil {
+	if r.scratch, err = os.MkdirTemp(shortTemp(), "dbrecover-"); err != nil {
 		return err
 	}
 	r.server.LogFile = filepath.Join(r.scratch, "server.log")
-	r.server.Args = privateArgs(r.scratch)
+	r.server.Args = privateArgs(r.scratch, r.outcome.Then)
 	r.server.DieWithParent = r.outcome.Then != Pause
 	err = r.watch(ctx)
 	if err != nil {
@@ -168,15 +172,31 @@ func (r *replay) run(ctx context.Context) error {
 	return r.finish(ctx, log)
 }
 
-// privateArgs make the server one that only this machine's owner of the data
-// directory can reach, and that says in English what it does.
-func privateArgs(dir string) []string {
+// shortTemp is the directory for temporary files, unless its path is too long
+// for a socket below it.
+func shortTemp() string {
+	if dir := os.TempDir(); len(dir) <= 60 {
+		return dir
+	}
+	return "/tmp"
+}
+
+// privateArgs make the server one that only the owner of the data directory
+// can reach, that says in English what it does, and that does nothing but
+// replay.
+func privateArgs(dir string, then Then) []string {
+	// Recovery is paused where hot standby wants higher settings than this
+	// configuration has, so hot standby is on only where a pause needs it.
+	hotStandby := "off"
+	if then == Pause {
+		hotStandby = "on"
+	}
 	var args []string
 	for _, s := range []string{
-		"listen_addresses=", "unix_socket_directories=" + dir, "unix_socket_permissions=0700",
-		"hot_standby=on", // where it is off, a pause promotes
-		"lc_messages=C", "logging_collector=off", "log_destination=stderr", "log_min_messages=warning",
-		"update_process_title=on", "TimeZone=UTC", "log_timezone=UTC",
+		"listen_addresses=", "unix_socket_directories=" + dir, "unix_socket_permissions=0700", "ssl=off",
+		"hot_standby=" + hotStandby, "recovery_target_action=" + string(then), "max_logical_replication_workers=0",
+		"lc_messages=C", "TimeZone=UTC", "log_timezone=UTC",
+		"logging_collector=off", "log_destination=stderr", "log_min_messages=warning", "update_process_title=on",
 	} {
 		args = append(args, "-c", s)
 	}
@@ -267,7 +287,11 @@ func (r *replay) look(up bool, p *replayProgress) (done bool, err error) {
 		return false, r.explain(errors.New("the server ended"))
 	case r.outcome.Then == Pause:
 		log, err := readServerLog(r.server.LogFile)
-		return log != nil && log.paused, err
+		if err == nil && log.settings {
+			err = exit.New(exit.Partial, "raise the settings that the server's log names in postgresql.conf, or do not pause:\n"+log.tail,
+				"the server cannot be looked at while it recovers: its settings are lower than the primary's were")
+		}
+		return err == nil && log.paused && log.stop != "", err
 	}
 	return false, nil
 }

@@ -22,6 +22,13 @@ type Request struct {
 	Timeline string `json:"timeline"` // "latest", "current" (the backup's), or a number
 }
 
+// Equal tells whether two requests ask for the same.
+func (q Request) Equal(other Request) bool {
+	sameTime := q.Target.Time.Equal(other.Target.Time)
+	q.Target.Time, other.Target.Time = time.Time{}, time.Time{}
+	return sameTime && q == other
+}
+
 // Resolution is what a request comes to: one backup, one timeline, a range of
 // WAL that the archive holds without a gap.
 type Resolution struct {

@@ -1,7 +1,6 @@
 package recovery
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -150,13 +149,11 @@ func (r *Restore) resume(ctx context.Context, p *blockcopy.PendingRun) error {
 	if err := json.Unmarshal(p.Plan.Meta, &r.meta); err != nil || r.meta.Resolution == nil {
 		return fmt.Errorf("the journal in %s cannot be read: %w", r.options.DataDir, err)
 	}
-	asked := planMeta{Request: r.options.Request, Tablespaces: r.options.Tablespaces, Then: r.options.Then, Archiving: r.options.Archiving}
-	begun := r.meta
-	begun.Resolution = nil
-	a, errA := json.Marshal(asked)
-	b, errB := json.Marshal(begun)
-	system := strconv.FormatUint(r.options.Cluster.SystemID(), 10)
-	if errA != nil || errB != nil || !bytes.Equal(a, b) || r.meta.Resolution.SystemID != system {
+	o := r.options
+	same := o.Request.Equal(r.meta.Request) && slices.Equal(o.Tablespaces, r.meta.Tablespaces) &&
+		o.Then == r.meta.Then && o.Archiving == r.meta.Archiving &&
+		r.meta.Resolution.SystemID == strconv.FormatUint(o.Cluster.SystemID(), 10)
+	if !same {
 		return other()
 	}
 	r.Resolution, r.Plan, r.Resumed = r.meta.Resolution, p.Plan, true

@@ -18,6 +18,7 @@ type serverLog struct {
 	redoneTo   wal.LSN   // end of the last record replayed
 	lastCommit time.Time // end of the last transaction replayed
 	paused     bool
+	settings   bool   // hot standby is not possible with these settings
 	endedEarly bool   // FATAL: the WAL ended before the target
 	fatal      string // the first FATAL or PANIC of the startup process
 	tail       string
@@ -29,6 +30,7 @@ const (
 	saysPaused   = "recovery has paused"
 	saysPausing  = "pausing at the end of recovery"
 	saysEarly    = "recovery ended before configured recovery target was reached"
+	saysSettings = "hot standby is not possible because of insufficient parameter settings"
 	saysRedone   = "redo done at "
 	saysLast     = "last completed transaction was at log time "
 )
@@ -66,6 +68,7 @@ func parseServerLog(text string) *serverLog {
 		case strings.Contains(line, saysLast):
 			l.lastCommit = serverTime(line[strings.Index(line, saysLast)+len(saysLast):])
 		}
+		l.settings = l.settings || strings.Contains(line, saysSettings)
 		if strings.Contains(line, saysEarly) {
 			l.endedEarly = true
 		}

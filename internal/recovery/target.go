@@ -74,7 +74,7 @@ func ParseTime(s string) (time.Time, error) {
 	}
 	for _, form := range timeForms {
 		if t, err := time.ParseInLocation(form, text, time.Local); err == nil {
-			return t, nil
+			return t.UTC(), nil
 		}
 	}
 	return time.Time{}, fmt.Errorf(`%q is not a time: write it as 2026-11-21T22:50:01Z or "2026-11-21 22:50:01+00"`, s)
