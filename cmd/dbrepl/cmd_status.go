@@ -42,13 +42,13 @@ func renderStatus(t *cli.Text, st *replication.Status) {
 	if !st.Running {
 		running = "not running, " + st.State
 	}
-	t.KV("role", st.Role+", "+running, "timeline", st.Timeline.String())
+	head := []any{"role", st.Role + ", " + running, "timeline", st.Timeline.String()}
 	if st.Role == replication.RolePrimary {
-		renderPrimary(t, st)
+		renderPrimary(t, st, head)
 		return
 	}
 	if !st.Running {
-		t.KV("consistent from", st.ReplayLSN.String(), "receiving", receivingText(st))
+		t.KV(append(head, "consistent from", st.ReplayLSN.String(), "receiving", receivingText(st))...)
 		return
 	}
 	primary := st.PrimaryLSN.String() + " on timeline " + fmt.Sprint(st.PrimaryTLI)
@@ -59,8 +59,8 @@ func renderStatus(t *cli.Text, st *replication.Status) {
 	if st.ReplayPaused {
 		replay += ", paused"
 	}
-	t.KV("receiving", receivingText(st), "upstream", st.Upstream, "WAL comes from", st.Source, "received", st.ReceiveLSN.String(), "replayed", replay,
-		"primary is at", primary, "lag", lagText(st), "slot", slotText(st.Slot))
+	t.KV(append(head, "receiving", receivingText(st), "upstream", st.Upstream, "WAL comes from", st.Source, "received", st.ReceiveLSN.String(), "replayed", replay,
+		"primary is at", primary, "lag", lagText(st), "slot", slotText(st.Slot))...)
 }
 
 func receivingText(st *replication.Status) string {
@@ -98,8 +98,8 @@ func slotText(s *replication.SlotStatus) string {
 	return text
 }
 
-func renderPrimary(t *cli.Text, st *replication.Status) {
-	t.KV("position", st.WriteLSN.String())
+func renderPrimary(t *cli.Text, st *replication.Status, head []any) {
+	t.KV(append(head, "position", st.WriteLSN.String())...)
 	if !st.Running {
 		return
 	}

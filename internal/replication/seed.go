@@ -326,6 +326,7 @@ func (s *seeder) copy(ctx context.Context) error {
 	} else {
 		o.Plan = s.plan
 	}
+	s.Progress.Phase("making the directory", 0, progress.Items)
 	go s.noteTemplates(ctx)
 	stopWatch := s.watchSlot(ctx, func(err error) { cancel(err) })
 	result, err := blockcopy.Run(ctx, o)
