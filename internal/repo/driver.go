@@ -63,12 +63,21 @@ type ObjectInfo struct {
 
 var (
 	// ErrExist is returned by Put when the name is taken.
-	ErrExist = fmt.Errorf("object exists already: %w", fs.ErrExist)
+	ErrExist error = &kind{"object exists already", fs.ErrExist}
 	// ErrNotExist is returned by Get when no such object is in the store.
-	ErrNotExist = fmt.Errorf("no such object: %w", fs.ErrNotExist)
+	ErrNotExist error = &kind{"no such object", fs.ErrNotExist}
 	// ErrBadName is returned for a name that ValidName does not accept.
 	ErrBadName = errors.New("not a valid object name")
 )
+
+// kind is a sentinel that is also one of io/fs's, without repeating its words.
+type kind struct {
+	text string
+	as   error
+}
+
+func (k *kind) Error() string { return k.text }
+func (k *kind) Unwrap() error { return k.as }
 
 // maxNameLength leaves room for a prefix below the 1024 bytes of object stores.
 const maxNameLength = 512

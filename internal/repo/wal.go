@@ -26,7 +26,7 @@ const (
 
 // ErrNotArchived is returned when the archive provably lacks a WAL file: the
 // repository answered, and the file is not in it. Any other error is a fault.
-var ErrNotArchived = fmt.Errorf("not in the archive: %w", ErrNotExist)
+var ErrNotArchived error = &kind{"not in the archive", ErrNotExist}
 
 // WALConflictError says that the archive holds something else under a name.
 type WALConflictError struct {
