@@ -67,6 +67,44 @@ func TestCrashLosesWhatIsNotSynced(t *testing.T) {
 	}
 }
 
+// SyncAll makes contents durable before names, and passes over what vanished.
+func TestSyncAll(t *testing.T) {
+	mem := NewMem()
+	if err := mem.Mkdir("/d", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var files []string
+	for _, name := range []string{"/d/a", "/d/b", "/c"} {
+		f, err := mem.OpenFile(name, os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write([]byte(name)); err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, name)
+	}
+	f := Wrap(mem, nil)
+	if err := volume.SyncAll(t.Context(), f, append(files, "/gone"), []string{"/d", "/"}, 3); err != nil {
+		t.Fatal(err)
+	}
+	for i, op := range f.Ops() {
+		if (op.Name == "sync") != (i < len(files)) {
+			t.Errorf("operation %s is out of order", op)
+		}
+	}
+	after := mem.Crash(nil)
+	for _, name := range files {
+		if data, err := volume.ReadFile(after, name, 0); err != nil || string(data) != name {
+			t.Errorf("%s: %q, %v", name, data, err)
+		}
+	}
+	failing := Wrap(mem, FailAt(1, fs.ErrPermission))
+	if err := volume.SyncAll(t.Context(), failing, files, []string{"/"}, 1); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("a failing sync went unnoticed: %v", err)
+	}
+}
+
 func TestMemLinks(t *testing.T) {
 	mem := NewMem()
 	for _, err := range []error{
