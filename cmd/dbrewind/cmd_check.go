@@ -87,22 +87,26 @@ func renderDivergence(t *cli.Text, r *rewind.Report) {
 	if len(r.Missing) > 0 {
 		missing = "missing: " + strings.Join(r.Missing, ", ")
 	}
-	t.KV("fork", forkText(&r.Divergence), "last common checkpoint", r.Checkpoint.LSN.String(), "replay would begin at", r.Start.Redo.String(),
-		"WAL for the replay", missing)
-	if r.Plan != nil {
-		t.KV("changed blocks", cli.Count(r.Blocks))
-		renderTotals(t, r.Plan, r.Plan.Bytes+r.LateBytes)
+	pairs := []any{"fork", forkText(&r.Divergence), "last common checkpoint", r.Checkpoint.LSN.String(),
+		"replay would begin at", r.Start.Redo.String(), "WAL for the replay", missing}
+	if r.Pending == "" {
+		pairs = append(pairs, "changed blocks", cli.Count(r.Blocks))
 	}
+	if r.Plan != nil {
+		pairs = append(pairs, totals(r.Plan, r.Plan.Bytes+r.LateBytes)...)
+	}
+	t.KV(pairs...)
 	if r.Pending == "" {
 		renderLost(t, r)
 	}
 }
 
-func renderTotals(t *cli.Text, p *blockcopy.Totals, bytes int64) {
-	t.KV("would travel", fmt.Sprintf("%s of %s", cli.Bytes(bytes), cli.Bytes(p.SourceBytes)),
+// totals are a plan's sums as keys and values.
+func totals(p *blockcopy.Totals, bytes int64) []any {
+	return []any{"would travel", fmt.Sprintf("%s of %s", cli.Bytes(bytes), cli.Bytes(p.SourceBytes)),
 		"blocks", fmt.Sprintf("%s in %s", cli.Bytes(p.PatchedBytes), cli.Plural(p.Patched, "file", "files")),
 		"whole files", fmt.Sprintf("%s in %s", cli.Bytes(p.CopiedBytes), cli.Plural(p.Copied, "file", "files")),
-		"files to remove", cli.Count(p.Removed), "files left alone", cli.Count(p.Unchanged))
+		"files to remove", cli.Count(p.Removed), "files left alone", cli.Count(p.Unchanged)}
 }
 
 // shownTransactions is how many lost transactions are printed for people.

@@ -36,11 +36,12 @@ func renderResult(t *cli.Text, r *rewind.Result, err error) {
 		renderPlan(t, r)
 	default:
 		t.Line("Rewound to %s.", r.Source.Name)
-		t.KV("fork", forkText(&r.Divergence), "replay begins at", r.Start.Redo.String(), "bytes moved", cli.Bytes(r.Bytes),
-			"size of the source", cli.Bytes(r.Totals.SourceBytes), "took", cli.Duration(seconds(r.Seconds)))
+		before := ""
 		if r.Resumed {
-			t.KV("durable from before", cli.Bytes(r.Skipped))
+			before = cli.Bytes(r.Skipped)
 		}
+		t.KV("fork", forkText(&r.Divergence), "replay begins at", r.Start.Redo.String(), "bytes moved", cli.Bytes(r.Bytes),
+			"durable from before", before, "size of the source", cli.Bytes(r.Totals.SourceBytes), "took", cli.Duration(seconds(r.Seconds)))
 	}
 	if r.Standby {
 		t.Line("The target is set up as a standby: start it.")
@@ -52,13 +53,9 @@ func renderResult(t *cli.Text, r *rewind.Result, err error) {
 
 func renderPlan(t *cli.Text, r *rewind.Result) {
 	t.Line("Dry run: nothing is changed.")
-	t.KV("fork", forkText(&r.Divergence), "replay begins at", r.Start.Redo.String())
-	renderTotals(t, r.Totals, r.Bytes)
+	t.KV(append([]any{"fork", forkText(&r.Divergence), "replay would begin at", r.Start.Redo.String()}, totals(r.Totals, r.Bytes)...)...)
 	tab := cli.NewTable("action", "path", ">bytes", "why")
-	for i, a := range r.Plan.Actions {
-		if i == shownActions {
-			break
-		}
+	for _, a := range r.Plan.Actions[:min(len(r.Plan.Actions), shownActions)] {
 		tab.Row(a.Kind.String(), a.Path, cli.Bytes(a.Bytes()), a.Reason)
 	}
 	t.Table(tab)
