@@ -4,14 +4,17 @@ package test
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"tidemark/internal/exit"
 	"tidemark/internal/pgtest"
+	"tidemark/pkg/volume"
 )
 
 func TestMain(m *testing.M) {
@@ -145,6 +148,8 @@ func TestNoSuchThing(t *testing.T) {
 		"DSN": node.ConnInfo(), "NODE": node.Dir, "DEAD": "host=" + dir + " port=1 connect_timeout=2",
 		"SEG": filepath.Join(node.Dir, "pg_wal", "000000010000000000000001"),
 	}
+	names["REPO"] = filepath.Join(dir, "repo")
+	pgtest.MustRun(t, "dbbackup", "init", "--repo", names["REPO"])
 	// A connection string has spaces; it goes in whole, through the names.
 	failed := only(exit.Failed, exit.Refused, exit.Usage)
 	before := state(t, notes)
@@ -152,8 +157,8 @@ func TestNoSuchThing(t *testing.T) {
 		{name: "backup: no repository", command: "dbbackup create -d $DSN --repo $NOWHERE/deep", codes: failed, message: "nowhere"},
 		{name: "backup: not said where", command: "dbbackup create -d $DSN", codes: only(exit.Usage), message: "--repo"},
 		{name: "backup: a directory that is something else", command: "dbbackup list --repo $NOTES", codes: failed, message: "notes"},
-		{name: "backup: no server", command: "dbbackup create -d $DEAD --repo $EMPTY", codes: failed, message: "connect"},
-		{name: "push: no repository", command: "dbbackup push $SEG --repo $NOWHERE", codes: failed, message: "nowhere"},
+		{name: "backup: no server", command: "dbbackup create -d $DEAD --repo $REPO", codes: failed, message: "connect"},
+		{name: "push: no repository", command: "dbbackup push $SEG -D $NODE --repo $NOWHERE", codes: failed, message: "nowhere"},
 		{name: "restore: no repository", command: "dbrecover restore -D $NEW --repo $NOWHERE", codes: failed, message: "nowhere"},
 		{name: "restore: into something else", command: "dbrecover restore -D $NOTES --repo $EMPTY", codes: failed},
 		{name: "recover: no cluster", command: "dbrecover run -D $EMPTY", codes: failed, message: "empty"},
@@ -286,7 +291,7 @@ func TestBadSegments(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	names := map[string]string{"SEG": path, "REPO": repo}
+	names := map[string]string{"SEG": path, "REPO": repo, "NODE": node.Dir}
 	for _, damage := range []struct {
 		name string
 		data func() []byte
@@ -299,19 +304,19 @@ func TestBadSegments(t *testing.T) {
 	} {
 		t.Run(damage.name, func(t *testing.T) {
 			put(damage.data())
-			wrong{command: "dbbackup push $SEG --repo $REPO", codes: only(exit.Failed, exit.Refused, exit.Problem)}.check(t, names)
+			wrong{command: "dbbackup push $SEG -D $NODE --repo $REPO", codes: only(exit.Failed, exit.Refused, exit.Problem)}.check(t, names)
 		})
 	}
 	put(good)
-	if r := pgtest.Run(t, "dbbackup", "push", path, "--repo", repo); r.Code != 0 {
+	if r := pgtest.Run(t, "dbbackup", "push", path, "-D", node.Dir, "--repo", repo); r.Code != 0 {
 		t.Errorf("the good segment is refused: %s", r.Stderr)
 	}
-	if r := pgtest.Run(t, "dbbackup", "push", path, "--repo", repo); r.Code != 0 {
+	if r := pgtest.Run(t, "dbbackup", "push", path, "-D", node.Dir, "--repo", repo); r.Code != 0 {
 		t.Errorf("the same content again is refused: %s", r.Stderr)
 	}
 	t.Run("other content under the same name", func(t *testing.T) {
 		put(flip(good, len(good)-1))
-		wrong{command: "dbbackup push $SEG --repo $REPO", codes: only(exit.Failed, exit.Refused, exit.Problem), message: name}.check(t, names)
+		wrong{command: "dbbackup push $SEG -D $NODE --repo $REPO", codes: only(exit.Failed, exit.Refused, exit.Problem), message: name}.check(t, names)
 	})
 }
 
@@ -356,14 +361,42 @@ func TestWrongPassword(t *testing.T) {
 	}
 }
 
-// cutter forwards connections to a server and cuts each of them once so many
-// bytes have come from it: a source that dies in the middle.
-func cutter(t *testing.T, node *pgtest.Node, after int64) (port int) {
+// cutter forwards connections to a server until so many bytes have come from
+// it; then it cuts them all and lets nobody in: a source that dies in the middle.
+type cutter struct {
+	socket string
+	addr   *net.TCPAddr
+	left   atomic.Int64
+}
+
+func cutAfter(t *testing.T, node *pgtest.Node, bytes int64) *cutter {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	c := &cutter{socket: fmt.Sprintf("%s/.s.PGSQL.%d", node.SocketDir, node.Port), addr: l.Addr().(*net.TCPAddr)}
+	c.left.Store(bytes)
+	c.serve(t, l)
+	return c
+}
+
+func (c *cutter) conninfo() string {
+	return fmt.Sprintf("host=127.0.0.1 port=%d user=postgres dbname=postgres", c.addr.Port)
+}
+
+// revive lets everything through again, at the same address.
+func (c *cutter) revive(t *testing.T) {
+	t.Helper()
+	l, err := net.ListenTCP("tcp", c.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.left.Store(1 << 40)
+	c.serve(t, l)
+}
+
+func (c *cutter) serve(t *testing.T, l net.Listener) {
 	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
@@ -371,38 +404,31 @@ func cutter(t *testing.T, node *pgtest.Node, after int64) (port int) {
 			if err != nil {
 				return
 			}
-			go forward(client, fmt.Sprintf("%s/.s.PGSQL.%d", node.SocketDir, node.Port), after)
+			go c.forward(client, l)
 		}
 	}()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
-func forward(client net.Conn, socket string, after int64) {
+func (c *cutter) forward(client net.Conn, l net.Listener) {
 	defer client.Close()
-	server, err := net.Dial("unix", socket)
+	server, err := net.Dial("unix", c.socket)
 	if err != nil {
 		return
 	}
 	defer server.Close()
 	go func() {
 		defer server.Close()
-		buf := make([]byte, 32<<10)
-		for {
-			n, err := client.Read(buf)
-			if n > 0 {
-				server.Write(buf[:n])
-			}
-			if err != nil {
-				return
-			}
-		}
+		_, _ = io.Copy(server, client)
 	}()
 	buf := make([]byte, 32<<10)
-	for sent := int64(0); sent < after; {
+	for {
 		n, err := server.Read(buf)
+		if c.left.Add(int64(-n)) <= 0 {
+			l.Close()
+			return
+		}
 		if n > 0 {
 			client.Write(buf[:n])
-			sent += int64(n)
 		}
 		if err != nil {
 			return
@@ -410,49 +436,68 @@ func forward(client net.Conn, socket string, after int64) {
 	}
 }
 
-// TestSourceDies cuts the connections to the source after some megabytes:
-// what was begun must not start, and the same command finishes it.
+// TestSourceDies lets the source die in the middle: what was begun must not
+// start, and the same command finishes it.
 func TestSourceDies(t *testing.T) {
-	node := pgtest.New(t, pgtest.Options{Checksums: true})
+	node := pgtest.New(t, pgtest.Options{Checksums: true, Config: []string{"wal_keep_size = 1GB"}})
 	node.PgbenchInit(3)
 	dir := t.TempDir()
-	through := fmt.Sprintf("host=127.0.0.1 port=%d user=postgres dbname=postgres", cutter(t, node, 8<<20))
-
 	t.Run("seed", func(t *testing.T) {
 		target := filepath.Join(dir, "standby")
-		r := pgtest.Run(t, "dbrepl", "seed", "-D", target, "-d", through)
+		source := cutAfter(t, node, 12<<20)
+		r := pgtest.Run(t, "dbrepl", "seed", "-D", target, "-d", source.conninfo())
 		if r.Code != int(exit.Partial) || !strings.Contains(r.Stderr, "hint: ") {
 			t.Fatalf("code %d, want %d: %s", r.Code, exit.Partial, r.Stderr)
 		}
-		half := pgtest.Attach(t, "half", target)
-		if err := half.TryStart(); err == nil {
-			t.Fatal("a server starts on half a seed")
-		}
-		if r := pgtest.Run(t, "dbrepl", "seed", "-D", target, "-d", node.ConnInfo()); r.Code != 0 {
-			t.Fatalf("the same command does not finish it: %d %s", r.Code, r.Stderr)
-		}
-		// The rest of the copy may have brought the source's own port.
-		whole := pgtest.Attach(t, "whole", target)
-		whole.Start()
-		whole.WaitFor(node)
+		cannotStart(t, target)
+		source.revive(t)
+		pgtest.MustRun(t, "dbrepl", "seed", "-D", target, "-d", source.conninfo())
+		standby := pgtest.Attach(t, "standby", target)
+		standby.Start()
+		standby.WaitFor(node)
 	})
-	t.Run("backup", func(t *testing.T) {
-		repo := filepath.Join(dir, "repo")
-		pgtest.MustRun(t, "dbbackup", "init", "--repo", repo)
-		r := pgtest.Run(t, "dbbackup", "create", "-d", through, "--repo", repo)
-		if (r.Code != int(exit.Partial) && r.Code != int(exit.Failed)) || !strings.Contains(r.Stderr, "hint: ") {
-			t.Fatalf("code %d: %s", r.Code, r.Stderr)
+	t.Run("rewind", func(t *testing.T) {
+		old := node.Standby(pgtest.StandbyOptions{})
+		old.WaitFor(node)
+		old.Promote()
+		old.Exec("UPDATE pgbench_accounts SET abalance = 1")
+		node.Exec("UPDATE pgbench_accounts SET abalance = 2")
+		old.Stop()
+		source := cutAfter(t, node, 12<<20)
+		r := pgtest.Run(t, "dbrewind", "run", "-D", old.Dir, "--source-server", source.conninfo())
+		if r.Code != int(exit.Partial) || !strings.Contains(r.Stderr, "hint: ") {
+			t.Fatalf("code %d, want %d: %s", r.Code, exit.Partial, r.Stderr)
 		}
-		if r := pgtest.Run(t, "dbbackup", "create", "-d", node.ConnInfo(), "--repo", repo); r.Code != 0 {
-			t.Fatalf("the next backup fails: %s", r.Stderr)
+		cannotStart(t, old.Dir)
+		source.revive(t)
+		pgtest.MustRun(t, "dbrewind", "run", "-D", old.Dir, "--source-server", source.conninfo())
+		old.Start()
+		if got := old.SQL("SELECT DISTINCT abalance FROM pgbench_accounts"); got != "2" {
+			t.Errorf("after the rewind the accounts hold %q", got)
 		}
 	})
+}
+
+// cannotStart expects a directory that a server refuses: there is no control
+// file yet, or the tombstone stands in it.
+func cannotStart(t *testing.T, dir string) {
+	t.Helper()
+	if _, err := os.Stat(filepath.Join(dir, "global", "pg_control")); err != nil {
+		return
+	}
+	if _, err := volume.ReadTombstone(volume.OS, dir); err != nil {
+		t.Errorf("a server would start on what is half done: %v", err)
+	}
 }
 
 // TestUsage gives every command one wrong argument.
 func TestUsage(t *testing.T) {
 	for _, command := range []string{"dbbackup", "dbrecover", "dbrewind", "dbrepl", "dbctl"} {
-		wrong{command: command + " --nonsense", codes: only(exit.Usage), message: "nonsense"}.check(t, nil)
+		codes := only(exit.Usage)
+		if command == "dbrewind" {
+			codes = only(exit.Failed) // without a verb it ends as pg_rewind does
+		}
+		wrong{command: command + " --nonsense", codes: codes, message: "nonsense"}.check(t, nil)
 		r := pgtest.Run(t, command, "--help")
 		if r.Code != 0 || r.Stderr != "" || !strings.Contains(r.Stdout, "Exit codes:") {
 			t.Errorf("%s --help: %+v", command, r)

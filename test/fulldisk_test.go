@@ -79,12 +79,12 @@ func TestFullDisk(t *testing.T) {
 		repo := filepath.Join(smallDisk, "archive")
 		t.Cleanup(func() { os.RemoveAll(repo) })
 		pgtest.MustRun(t, "dbbackup", "init", "--repo", repo)
-		if err := os.WriteFile(filepath.Join(smallDisk, "filler"), make([]byte, 24<<20-64<<10), 0o600); err != nil {
-			t.Log(err)
+		if err := os.WriteFile(filepath.Join(smallDisk, "filler"), make([]byte, 32<<20), 0o600); err == nil {
+			t.Fatal("the disk is larger than it should be")
 		}
-		full(t, exit.Failed, "dbbackup", "push", filepath.Join(node.Dir, "pg_wal", name), "--repo", repo)
+		full(t, exit.Failed, "dbbackup", "push", filepath.Join(node.Dir, "pg_wal", name), "-D", node.Dir, "--repo", repo)
 		os.Remove(filepath.Join(smallDisk, "filler"))
-		pgtest.MustRun(t, "dbbackup", "push", filepath.Join(node.Dir, "pg_wal", name), "--repo", repo)
+		pgtest.MustRun(t, "dbbackup", "push", filepath.Join(node.Dir, "pg_wal", name), "-D", node.Dir, "--repo", repo)
 	})
 }
 

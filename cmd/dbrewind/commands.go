@@ -25,8 +25,8 @@ type commands struct {
 
 // Examples shows the whole command at work.
 func (commands) Examples() string {
-	return `dbrewind check -D /srv/pg --source-server 'host=db2 user=postgres'   # look first
-dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' -R   # rewind, and follow db2
+	return `dbrewind check -D /srv/pg --source-server 'host=db2 user=postgres'    # look first
+dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' -R   # rewind, follow db2
 dbrewind --target-pgdata=/srv/pg --source-pgdata=/srv/pg-new          # as pg_rewind`
 }
 
