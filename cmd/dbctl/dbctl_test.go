@@ -93,6 +93,46 @@ func TestSwitchoverKilled(t *testing.T) {
 	}
 }
 
+// TestRejoin: an old primary comes back alone and accepts writes; it is taken
+// back by a rewind, and once more by a fresh copy.
+func TestRejoin(t *testing.T) {
+	pgtest.Each(t, func(t *testing.T, major int) {
+		p := newPair(t, major, "", "bravo")
+		alpha, bravo := p.nodes["alpha"], p.nodes["bravo"]
+		bravo.WaitFor(alpha)
+		alpha.Kill()
+		if r := p.want(exit.Refused, "promote", "bravo"); !strings.Contains(r.Stderr, "--yes") {
+			t.Errorf("nobody was asked: %s", r.Stderr)
+		}
+		p.want(exit.OK, "promote", "bravo", "--yes")
+		bravo.Exec("INSERT INTO ledger VALUES (1)")
+		alpha.Start()
+		alpha.Exec("INSERT INTO ledger VALUES (-1)")
+		p.want(exit.Problem, "status")
+		p.want(exit.Refused, "rejoin", "alpha", "--yes")
+		r := p.want(exit.OK, "rejoin", "alpha", "--stop", "--yes")
+		if !strings.Contains(r.Stdout, "rewind alpha to bravo") || !strings.Contains(r.Stdout, "1 transaction is lost") {
+			t.Errorf("%s", r.Stdout)
+		}
+		p.wantRows("alpha", "1")
+
+		alpha.Kill()
+		if err := os.Remove(filepath.Join(alpha.Dir, "global", "pg_control")); err != nil {
+			t.Fatal(err)
+		}
+		p.want(exit.Refused, "rejoin", "alpha", "--yes")
+		bravo.Exec("INSERT INTO ledger VALUES (2)")
+		p.want(exit.OK, "rejoin", "alpha", "--reseed", "--yes")
+		p.wantRows("alpha", "1\n2")
+		p.want(exit.OK, "status")
+	})
+}
+
+func (p *pair) wantRows(node, rows string) {
+	p.t.Helper()
+	p.nodes[node].WaitSQL("SELECT n FROM ledger ORDER BY n", rows)
+}
+
 // TestHookFails: what fences fails, so nothing is promoted; what moves the
 // address fails, so the step remains.
 func TestHookFails(t *testing.T) {

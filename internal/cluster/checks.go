@@ -71,6 +71,7 @@ const silentLimit = 60
 func checkSwitchover(p, c *Facts, followers []*Facts, lim limits) []Check {
 	var l checklist
 	l.identity(p, c)
+	l.directories(append([]*Facts{p, c}, followers...))
 	l.stream(p, c, lim)
 	l.replay(c)
 	l.capacity(c, followers)
@@ -86,10 +87,16 @@ func checkSwitchover(p, c *Facts, followers []*Facts, lim limits) []Check {
 func (l *checklist) identity(p, c *Facts) {
 	l.add("system identifier", c.Name, p.SystemID == c.SystemID, fmt.Sprintf("%d", c.SystemID),
 		fmt.Sprintf("%s has %d: it is another cluster's node", p.Name, p.SystemID))
-	for _, f := range []*Facts{p, c} {
-		if f.DataDirOK != nil {
+}
+
+// directories: the server that answers must be the one that is configured.
+func (l *checklist) directories(nodes []*Facts) {
+	seen := map[*Facts]bool{}
+	for _, f := range nodes {
+		if f.DataDirOK != nil && !seen[f] {
 			l.add("data directory", f.Name, false, f.DataDirOK.Error(), "correct conninfo or pgdata in tidemark.toml")
 		}
+		seen[f] = true
 	}
 }
 

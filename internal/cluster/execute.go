@@ -146,7 +146,7 @@ func (r *run) do(ctx context.Context, s *Step) error {
 	case ActionRepoint:
 		return r.repointNode(ctx, n)
 	case ActionVerify:
-		return r.c.verify(ctx, r.next.Node, n, r.slots[n.Name])
+		return r.verifyNode(ctx, n)
 	case ActionDropSlots:
 		return r.c.session(ctx, n, func(conn *pgx.Conn) error { return dropSlot(ctx, conn, s.Detail) })
 	}
@@ -198,6 +198,16 @@ func (r *run) joinNode(ctx context.Context, n Node) error {
 		return err
 	}
 	return r.c.join(ctx, n, info, r.slots[n.Name])
+}
+
+// verifyNode proves that a node streams. Where a rejoin comes to nothing, a
+// fresh copy is what is left.
+func (r *run) verifyNode(ctx context.Context, n Node) error {
+	err := r.c.verify(ctx, r.next.Node, n, r.slots[n.Name])
+	if err == nil || r.report.Operation != "rejoin" || ctx.Err() != nil {
+		return err
+	}
+	return exit.Hint(err, fmt.Sprintf("see the log of %s; where the WAL that it needs is gone, dbctl rejoin %s --reseed copies it anew", n.Name, n.Name))
 }
 
 func (r *run) repointNode(ctx context.Context, n Node) error {

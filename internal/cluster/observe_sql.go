@@ -116,6 +116,9 @@ func (f *Facts) askPosition(ctx context.Context, conn *pgx.Conn) error {
 	return errors.Join(parseLSN(receive, &f.Receive), parseLSN(replay, &f.Replay))
 }
 
+// receiverHidden stands for the state of a receiver that the role may not see.
+const receiverHidden = "hidden"
+
 func (f *Facts) askReceiver(ctx context.Context, conn *pgx.Conn) error {
 	if f.Role != RoleStandby {
 		return nil
@@ -131,6 +134,9 @@ func (f *Facts) askReceiver(ctx context.Context, conn *pgx.Conn) error {
 	}
 	if err != nil {
 		return err
+	}
+	if r.Status == "" {
+		r.Status = receiverHidden
 	}
 	r.Timeline = timeline.ID(tli)
 	f.Receiver = &r

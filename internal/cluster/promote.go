@@ -95,6 +95,7 @@ func (r *run) planPromote(ctx context.Context, o PromoteOptions) error {
 	siblings := r.notAhead(r.siblings())
 	r.slots = assignSlots(siblings)
 	var l checklist
+	l.directories(append([]*Facts{r.next}, siblings...))
 	l.primaryGone(r.all, r.next, o.DespitePrimary)
 	l.ahead(r.next, ranked, o.ForceBehind)
 	l.replay(r.next)

@@ -45,6 +45,7 @@ func TestFailover(t *testing.T) {
 		alpha.Exec("INSERT INTO ledger VALUES (201)")
 		alpha.Exec("INSERT INTO ledger VALUES (202)")
 		alpha.Kill()
+		charlie.Restart() // its receive position is gone now, its replay position is not
 
 		r, err = tc.promote(PromoteOptions{Node: "bravo"})
 		if exit.CodeOf(err) != exit.Refused || !strings.Contains(exit.HintOf(err), "dbctl promote charlie") {

@@ -141,6 +141,7 @@ func (r *run) planRejoin(ctx context.Context) error {
 	var l checklist
 	if f.Control != nil || f.SQL {
 		l.identity(r.next, f)
+		l.directories([]*Facts{r.next, f})
 		l.parameters(r.next, []*Facts{f})
 	}
 	l.writable(r.next, []*Facts{f})

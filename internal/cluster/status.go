@@ -118,7 +118,10 @@ func (f *Facts) judge(all []*Facts, maxLag int64) []string {
 func (f *Facts) judgeStandby(all []*Facts, maxLag int64) []string {
 	var out []string
 	say := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
-	if !f.streaming() {
+	switch {
+	case f.Receiver != nil && f.Receiver.Status == receiverHidden:
+		say("this role may not see its receiver (GRANT pg_monitor)")
+	case !f.streaming():
 		say("not streaming")
 	}
 	if f.ReplayPaused {

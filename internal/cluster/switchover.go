@@ -231,7 +231,7 @@ func (r *run) cleanHandover(ctx context.Context, f *Facts) error {
 func (r *run) siblings() []*Facts {
 	var out []*Facts
 	for _, f := range r.all {
-		if f == r.next || !f.running() || f.Role != RoleStandby {
+		if f == r.next || !f.running() || f.Role != RoleStandby || f.SystemID != r.next.SystemID {
 			continue
 		}
 		if up := find(r.all, f.Upstream); up != nil && up != r.next && up.Role == RoleStandby && f.streaming() {
