@@ -45,11 +45,17 @@ type framer struct {
 
 func (f *framer) init(p pages, start, end LSN) {
 	f.pages = p
-	f.end = end
+	f.setEnd(end)
+	f.seek(start)
+}
+
+// setEnd sets where to stop. An end right behind a page header is taken for the
+// page's boundary: the server names such a place before it writes the page.
+func (f *framer) setEnd(end LSN) {
+	f.end = f.boundary(end)
 	if end == 0 {
 		f.end = ^LSN(0)
 	}
-	f.seek(start)
 }
 
 // seek puts the next record at lsn.

@@ -16,7 +16,8 @@ type Options struct {
 	// record that starts at or after it.
 	FindFirst bool
 	// End stops reading before the first record that starts at or after it;
-	// 0 reads to the end of the log.
+	// 0 reads to the end of the log. It may lie behind the header of a page that
+	// is not written yet, as pg_current_wal_insert_lsn() does on an idle server.
 	End LSN
 
 	SegmentSize SegmentSize // required
@@ -148,7 +149,15 @@ func (r *Reader) Err() error {
 func (r *Reader) End() error { return r.why }
 
 // Position returns where the next record would begin: the end of the last one.
-func (r *Reader) Position() LSN { return r.boundary(r.position()) }
+// Of the two names of a place on a page boundary, before the page's header and
+// behind it, it is the one that Options.End uses, and otherwise the first.
+func (r *Reader) Position() LSN {
+	p := r.boundary(r.position())
+	if end := r.opt.End; end != 0 && p == r.boundary(end) {
+		return end
+	}
+	return p
+}
 
 // Format returns the format of the log, nil before the first page was read.
 func (r *Reader) Format() *Format { return r.format }

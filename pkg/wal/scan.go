@@ -223,7 +223,8 @@ func (s *scan) readTo(end LSN) {
 
 // extend moves the end of the range.
 func (r *Reader) extend(end LSN) {
-	r.end, r.reached, r.stopped = end, false, false
+	r.setEnd(end)
+	r.reached, r.stopped = false, false
 }
 
 func (s *scan) finish(end LSN, why error) {

@@ -192,6 +192,34 @@ func TestEverySegmentSize(t *testing.T) {
 	}
 }
 
+// A range may end behind the header of a page that is not there yet.
+func TestEndBehindHeader(t *testing.T) {
+	w := newWriter(17, MinSegmentSize, DefaultPageSize, 1<<20)
+	for w.at < 2<<20 {
+		w.add(RmHeap, 0, mainData(min(200, int(2<<20-w.at)-RecordHeaderSize-2)))
+		if room := 2<<20 - w.at; room > 0 && room < 300 {
+			w.add(RmHeap, 0, mainData(int(room)-RecordHeaderSize-2))
+		}
+	}
+	if w.at != 2<<20 {
+		t.Fatalf("the segment is filled up to %s", w.at)
+	}
+	for _, end := range []LSN{2 << 20, 2<<20 + LongHeaderSize} {
+		opt := Options{Start: 1 << 20, End: end, SegmentSize: w.size}
+		r := newTestReader(t, w, opt)
+		for r.Next() {
+		}
+		if r.End() != nil || r.Position() != end {
+			t.Errorf("to %s: at %s, %v", end, r.Position(), r.End())
+		}
+		for _, workers := range []int{1, 2} {
+			if m, why := scanPieces(t, w, opt, workers, 64<<10); m.End != end || why != nil {
+				t.Errorf("map to %s: at %s, %v", end, m.End, why)
+			}
+		}
+	}
+}
+
 // Extensions' records are read for their block references; one that says it
 // changes files otherwise makes the map incomplete, and so does an unknown
 // operation of the server's own managers.
