@@ -205,6 +205,9 @@ func (j *job) fill(ctx context.Context, w *repo.BackupWriter) (*repo.Summary, er
 	if err := j.copy(ctx, w); err != nil {
 		return nil, err
 	}
+	if fault := w.ParentFault(); fault != nil {
+		j.Progress.Note("blocks are stored again, for the previous backup cannot be compared with: %v", fault)
+	}
 	j.Progress.Phase("making the backup durable", 0, progress.Items)
 	if err := w.Flush(); err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"tidemark/internal/blockcopy"
@@ -74,27 +75,73 @@ func (k *walKeeper) upTo(ctx context.Context, limit wal.SegmentNumber, fetch boo
 
 // fetch copies one WAL file from the server into the repository.
 func (k *walKeeper) fetch(ctx context.Context, name string) error {
-	data, err := readWAL(ctx, k.src, name, k.size)
+	f, err := openServerFile(ctx, k.src, "pg_wal/"+name, int64(k.size))
 	if err != nil {
 		return err
 	}
-	_, err = k.cluster.PushWAL(ctx, name, bytes.NewReader(data), int64(len(data)))
+	_, err = k.cluster.PushWAL(ctx, name, f, int64(k.size))
 	return err
 }
 
-// readWAL reads a file of the server's pg_wal.
-func readWAL(ctx context.Context, src blockcopy.Source, name string, size wal.SegmentSize) ([]byte, error) {
-	path := "pg_wal/" + name
-	var data []byte
-	err := src.Fetch(ctx, []blockcopy.Range{{Path: path, Length: int64(size)}}, func(_ blockcopy.Range, b []byte, gone bool) error {
+// serverFile reads a file of the server through a window, so that a segment of
+// a gigabyte needs no gigabyte of memory.
+type serverFile struct {
+	ctx  context.Context
+	src  blockcopy.Source
+	path string
+	size int64
+
+	mu     sync.Mutex
+	at     int64 // where the window begins
+	window []byte
+}
+
+const serverWindow = 1 << 20
+
+// openServerFile fails with fs.ErrNotExist where there is no such file.
+func openServerFile(ctx context.Context, src blockcopy.Source, path string, size int64) (*serverFile, error) {
+	f := &serverFile{ctx: ctx, src: src, path: path, size: size}
+	return f, f.load(0)
+}
+
+// load moves the window to the block of serverWindow bytes that holds off.
+func (f *serverFile) load(off int64) error {
+	f.at, f.window = off/serverWindow*serverWindow, f.window[:0]
+	r := blockcopy.Range{Path: f.path, Offset: f.at, Length: min(serverWindow, f.size-f.at)}
+	return f.src.Fetch(f.ctx, []blockcopy.Range{r}, func(_ blockcopy.Range, b []byte, gone bool) error {
 		if gone {
-			return fmt.Errorf("%s: %w", path, fs.ErrNotExist)
+			return fmt.Errorf("%s: %w", f.path, fs.ErrNotExist)
 		}
-		data = append(data, b...)
+		f.window = append(f.window, b...)
 		return nil
 	})
-	return data, err
 }
+
+// ReadAt implements io.ReaderAt.
+func (f *serverFile) ReadAt(p []byte, off int64) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 0
+	for n < len(p) {
+		at := off + int64(n)
+		if at >= f.size {
+			return n, io.EOF
+		}
+		if at < f.at || at >= f.at+int64(len(f.window)) {
+			if err := f.load(at); err != nil {
+				return n, err
+			}
+			if at >= f.at+int64(len(f.window)) {
+				return n, io.ErrUnexpectedEOF
+			}
+		}
+		n += copy(p[n:], f.window[at-f.at:])
+	}
+	return n, nil
+}
+
+// Close does nothing.
+func (f *serverFile) Close() error { return nil }
 
 // watch runs while files are copied: it keeps the archive up with the server,
 // so that WAL does not pile up on the server's disk.
@@ -265,17 +312,13 @@ func archived(c *repo.Cluster, tli wal.TimelineID, size wal.SegmentSize) wal.Sou
 // live reads the server's own segments for pkg/wal.
 func live(src blockcopy.Source, tli wal.TimelineID, size wal.SegmentSize) wal.Source {
 	return wal.SourceFunc(func(ctx context.Context, n wal.SegmentNumber) (wal.Segment, error) {
-		data, err := readWAL(ctx, src, wal.SegmentName(tli, n, size), size)
+		f, err := openServerFile(ctx, src, "pg_wal/"+wal.SegmentName(tli, n, size), int64(size))
 		if errors.Is(err, fs.ErrNotExist) {
 			err = fmt.Errorf("%w: %w", wal.ErrNoSegment, err)
 		}
 		if err != nil {
 			return nil, err
 		}
-		return memorySegment{bytes.NewReader(data)}, nil
+		return f, nil
 	})
 }
-
-type memorySegment struct{ io.ReaderAt }
-
-func (memorySegment) Close() error { return nil }

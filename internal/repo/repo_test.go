@@ -367,6 +367,39 @@ func TestMissingPackIsNotReferenced(t *testing.T) {
 	}
 }
 
+// TestDamagedParent: damage in the manifest of the parent costs space, not the backup.
+func TestDamagedParent(t *testing.T) {
+	c, dir := newCluster(t)
+	tr := randomTree(rand.New(rand.NewPCG(10, 8)))
+	a := backup(t, c, tr, "")
+	path := filepath.Join(dir, fmt.Sprint(uint64(testSystem)), "backups", a.ID, "manifest.zst")
+	os.Chmod(path, 0o600)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []int{300, len(data) - 30} { // the file list; the index
+		bad := slices.Clone(data)
+		bad[at] ^= 1
+		os.WriteFile(path, bad, 0o600)
+		w, err := c.NewBackup(t.Context(), repo.WriterOptions{Tool: "test", BlockSize: testBlock, Parent: a.ID})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := writeTree(w, tr); err != nil {
+			t.Fatal(err)
+		}
+		if w.ParentFault() == nil {
+			t.Error("nothing is said of the damage")
+		}
+		s := summary()
+		if err := w.Commit(s); err != nil {
+			t.Fatal(err)
+		}
+		mustRestore(t, c, s.ID, tr)
+	}
+}
+
 func TestEntries(t *testing.T) {
 	c, _ := newCluster(t)
 	w, err := c.NewBackup(t.Context(), repo.WriterOptions{Tool: "test", BlockSize: testBlock})

@@ -59,7 +59,8 @@ type BackupWriter struct {
 	totals   Totals
 	done     bool // nothing more may be written
 
-	committed bool
+	committed   bool
+	parentFault error
 }
 
 // Totals counts what a backup consists of.
@@ -99,6 +100,11 @@ func (c *Cluster) NewBackup(ctx context.Context, o WriterOptions) (*BackupWriter
 func (w *BackupWriter) open() error {
 	if w.o.Parent != "" {
 		p, err := openParent(w.ctx, w.cluster, w.o.Parent)
+		var bad *CorruptError
+		if errors.As(err, &bad) {
+			w.parentFault = err
+			return w.openManifest()
+		}
 		if err != nil {
 			return err
 		}
@@ -108,6 +114,10 @@ func (w *BackupWriter) open() error {
 		}
 		w.parent = p
 	}
+	return w.openManifest()
+}
+
+func (w *BackupWriter) openManifest() error {
 	h := w.cluster.manifestHeader(w.started.ID)
 	w.upload = startUpload(w.ctx, w.cluster.driver, h.Name)
 	var err error
@@ -138,6 +148,15 @@ func (w *BackupWriter) announce(ctx context.Context) error {
 
 // ID is the backup's identifier.
 func (w *BackupWriter) ID() string { return w.started.ID }
+
+// ParentFault says why the parent could not be compared with, or not to its
+// end: its manifest is damaged. Blocks are then stored again.
+func (w *BackupWriter) ParentFault() error {
+	if w.parent != nil {
+		return w.parent.fault
+	}
+	return w.parentFault
+}
 
 // Totals returns what has been written so far.
 func (w *BackupWriter) Totals() Totals {
@@ -633,6 +652,7 @@ type parentReader struct {
 	end   bool
 	ctx   context.Context
 	there map[string]int64 // the packs that are in the store, and their sizes
+	fault error            // its file list is damaged from here on
 }
 
 func openParent(ctx context.Context, c *Cluster, id string) (*parentReader, error) {
@@ -653,6 +673,11 @@ func (p *parentReader) find(path string) (*File, error) {
 		f, err := p.files.Next()
 		if errors.Is(err, io.EOF) {
 			p.end, p.ahead = true, nil
+			break
+		}
+		var bad *CorruptError
+		if errors.As(err, &bad) {
+			p.end, p.ahead, p.fault = true, nil, err
 			break
 		}
 		if err != nil {
