@@ -181,7 +181,7 @@ func (l *checklist) archiver(p *Facts, lim limits) {
 // settings that are left from an old restore count again. Those in
 // postgresql.auto.conf are removed on the way; others would stop its recovery.
 func (l *checklist) recoveryTargets(p *Facts) {
-	for _, name := range recoverySettings[:6] {
+	for _, name := range recoverySettings {
 		v := p.Settings[name]
 		if v == "" || name == "recovery_target_timeline" && v == "latest" {
 			continue

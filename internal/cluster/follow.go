@@ -90,7 +90,7 @@ func dropSlot(ctx context.Context, conn *pgx.Conn, name string) error {
 // repoint makes a running standby receive from another primary.
 func (c *Cluster) repoint(ctx context.Context, n Node, conninfo, slot string) error {
 	return c.session(ctx, n, func(conn *pgx.Conn) error {
-		return alterSystem(ctx, conn, standbySettings(conninfo, slot))
+		return alterSystem(ctx, conn, postgres.StandbySettings(conninfo, slot))
 	})
 }
 
@@ -103,7 +103,7 @@ func (c *Cluster) join(ctx context.Context, n Node, conninfo, slot string) error
 	if err := writeStandbySignal(c.opt.FS, n.DataDir); err != nil {
 		return err
 	}
-	if err := postgres.EditAutoConf(c.opt.FS, n.DataDir, standbySettings(conninfo, slot)); err != nil {
+	if err := postgres.EditAutoConf(c.opt.FS, n.DataDir, postgres.StandbySettings(conninfo, slot)); err != nil {
 		return err
 	}
 	return c.start(ctx, n)

@@ -247,7 +247,7 @@ func (l *Lab) configure(n LabNode, standby bool, o LabOptions) error {
 		return err
 	}
 	info := l.Nodes[0].Conninfo + " application_name=" + n.Name
-	return postgres.EditAutoConf(volume.OS, n.DataDir, standbySettings(info, SlotName(n.Name)))
+	return postgres.EditAutoConf(volume.OS, n.DataDir, postgres.StandbySettings(info, SlotName(n.Name)))
 }
 
 func (l *Lab) makeSlots(ctx context.Context) error {

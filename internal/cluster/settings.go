@@ -14,17 +14,7 @@ import (
 
 // recoverySettings would stop a standby's recovery somewhere. A data directory
 // that was once restored to a point in time may still hold them.
-var recoverySettings = []string{"recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time", "recovery_target_xid",
-	"recovery_target_timeline", "recovery_target_inclusive", "recovery_target_action"}
-
-// standbySettings are the parameters that make a node a standby of a primary.
-func standbySettings(conninfo, slot string) []postgres.Setting {
-	out := []postgres.Setting{{Name: "primary_conninfo", Value: conninfo}, {Name: "primary_slot_name", Value: slot}}
-	for _, name := range recoverySettings {
-		out = append(out, postgres.Setting{Name: name, Reset: true})
-	}
-	return out
-}
+var recoverySettings = []string{"recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time", "recovery_target_xid", "recovery_target_timeline"}
 
 // alterSystem writes settings on a running node and makes the server read
 // them. It needs no restart: primary_conninfo and primary_slot_name are
@@ -35,7 +25,11 @@ func alterSystem(ctx context.Context, conn *pgx.Conn, settings []postgres.Settin
 		if s.Reset {
 			sql = "ALTER SYSTEM RESET " + s.Name
 		}
-		if err := postgres.Exec(ctx, conn, sql); err != nil {
+		err := postgres.Exec(ctx, conn, sql)
+		if s.Reset && postgres.SQLState(err) == "42704" {
+			continue // a parameter of another major version
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -4,54 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
+	"tidemark/internal/postgres"
 	"tidemark/pkg/timeline"
 	"tidemark/pkg/volume"
 	"tidemark/pkg/wal"
 )
 
-// walDir finds the segments of one line of descent in a data directory.
-type walDir struct {
-	dir     string // the data directory
-	size    wal.SegmentSize
-	history *timeline.History
+// walDir is the WAL of a data directory, along one line of descent.
+func walDir(dataDir string, size wal.SegmentSize, history *timeline.History) wal.Source {
+	return postgres.WALDir{Dir: filepath.Join(dataDir, "pg_wal"), Size: size, History: history}
 }
 
-// OpenSegment implements wal.Source. The newest timeline that has the segment
-// is the right one: at a switch the server copies the shared beginning.
-func (d walDir) OpenSegment(_ context.Context, n wal.SegmentNumber) (wal.Segment, error) {
-	spans := d.history.Spans()
-	for i := len(spans) - 1; i >= 0; i-- {
-		if n < d.size.Number(spans[i].Begin) {
-			continue
-		}
-		f, err := os.Open(filepath.Join(d.dir, "pg_wal", wal.SegmentName(spans[i].Timeline, n, d.size)))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		return f, nil
-	}
-	return nil, fmt.Errorf("segment %s: %w", wal.SegmentName(d.history.Timeline, n, d.size), wal.ErrNoSegment)
-}
-
-// readHistory reads the history of a timeline from a data directory. A missing
-// file means a timeline without ancestors only for timeline 1.
-func readHistory(fsys volume.FS, dir string, id timeline.ID) (*timeline.History, error) {
-	if id <= 1 {
-		return timeline.Root(id), nil
-	}
-	data, err := volume.ReadFile(fsys, filepath.Join(dir, "pg_wal", wal.HistoryName(id)), 0)
-	if err != nil {
-		return nil, fmt.Errorf("the history of timeline %d: %w", id, err)
-	}
-	return timeline.Parse(id, data)
+// readHistory reads the history of a timeline from a data directory.
+func readHistory(fsys volume.FS, dataDir string, id timeline.ID) (*timeline.History, error) {
+	return postgres.ReadHistory(fsys, filepath.Join(dataDir, "pg_wal"), id)
 }
 
 func walOptions(c *volume.Control, start wal.LSN) wal.Options {
@@ -71,7 +40,7 @@ type checkpointRecord struct {
 // that of the data directory.
 func readCheckpoint(ctx context.Context, control *volume.Control, dir string, history *timeline.History) (checkpointRecord, error) {
 	tli := control.CheckPointCopy.ThisTimeLineID
-	r, err := wal.NewReader(ctx, walDir{dir, control.XLogSegSize, history}, walOptions(control, control.CheckPoint))
+	r, err := wal.NewReader(ctx, walDir(dir, control.XLogSegSize, history), walOptions(control, control.CheckPoint))
 	if err != nil {
 		return checkpointRecord{}, err
 	}
@@ -101,7 +70,7 @@ func shutdownCheckpoint(ctx context.Context, control *volume.Control, dir string
 	if !rec.Shutdown {
 		return rec, fmt.Errorf("the last checkpoint of %s is not that of a shutdown", dir)
 	}
-	end, err := endOfWAL(ctx, walDir{dir, control.XLogSegSize, timeline.Root(rec.Timeline)}, walOptions(control, rec.LSN), nil)
+	end, err := endOfWAL(ctx, walDir(dir, control.XLogSegSize, timeline.Root(rec.Timeline)), walOptions(control, rec.LSN), nil)
 	if err != nil {
 		return rec, err
 	}
@@ -147,7 +116,7 @@ func endOfNode(ctx context.Context, fsys volume.FS, f *Facts) (Position, *timeli
 		return Position{}, nil, err
 	}
 	start := control.CheckPoint
-	end, err := endOfWAL(ctx, walDir{f.DataDir, control.XLogSegSize, history}, walOptions(control, start), nil)
+	end, err := endOfWAL(ctx, walDir(f.DataDir, control.XLogSegSize, history), walOptions(control, start), nil)
 	if err != nil {
 		return Position{}, nil, err
 	}
@@ -165,7 +134,7 @@ func lostWork(ctx context.Context, fsys volume.FS, f *Facts, from, kept wal.LSN)
 	loss := &Loss{Known: true, From: kept, To: kept}
 	opt := walOptions(f.Control, from)
 	opt.FindFirst = true
-	_, err = endOfWAL(ctx, walDir{f.DataDir, f.Control.XLogSegSize, history}, opt, func(r *wal.Record) error {
+	_, err = endOfWAL(ctx, walDir(f.DataDir, f.Control.XLogSegSize, history), opt, func(r *wal.Record) error {
 		if r.End <= kept {
 			return nil
 		}
