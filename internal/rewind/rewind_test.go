@@ -363,3 +363,21 @@ func TestRestoreTargetWAL(t *testing.T) {
 	mustRun(t, o)
 	p.proveEqual(p.new)
 }
+
+// TestLeastPrivilege: the source's role has what the manual of pg_rewind asks
+// for, and nothing else.
+func TestLeastPrivilege(t *testing.T) {
+	p := newPair(t, pgtest.Options{})
+	p.new.Promote()
+	p.new.Exec(`CREATE ROLE rewinder LOGIN;
+		GRANT EXECUTE ON FUNCTION pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean),
+			pg_read_binary_file(text), pg_read_binary_file(text, bigint, bigint, boolean) TO rewinder`)
+	p.write()
+	p.old.Stop()
+	o := p.options()
+	o.SourceConn, o.WriteRecoveryConf = p.new.ConnInfo("user=rewinder"), false
+	mustRun(t, o)
+	p.old.Follow(p.new)
+	p.old.AppendFile("standby.signal", "")
+	p.proveEqual(p.new)
+}
