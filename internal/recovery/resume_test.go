@@ -82,7 +82,11 @@ func TestFaultyRestore(t *testing.T) {
 		faultfs.StopAt,
 		func(n int) func(faultfs.Op) error { return faultfs.FailAt(n, syscall.ENOSPC) },
 	} {
-		for _, n := range []int{1, 3, 20, total / 2, total - 60, total - 12, total - 4} {
+		points := []int{1, 3, total / 2, total - 60, total - 12, total - 4}
+		if i == 1 {
+			points = []int{20, total / 2, total - 12}
+		}
+		for _, n := range points {
 			dir := s.target("f" + string(rune('a'+i)) + fmt.Sprint(n))
 			err := restore(dir, faultfs.Wrap(volume.OS, inject(n)))
 			if err == nil {
