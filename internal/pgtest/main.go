@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -121,11 +122,9 @@ func janitor() error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	janitorPipe = w // held open for as long as this process lives
+	runtime.SetFinalizer(w, nil) // held open for as long as this process lives
 	return nil
 }
-
-var janitorPipe *os.File
 
 // build compiles the commands into base/bin, still as the user who has the
 // build cache.

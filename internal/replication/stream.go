@@ -134,9 +134,8 @@ type watchedSource struct {
 
 	templates []string
 	mu        sync.Mutex
-	newest    wal.LSN // of all pages that were copied
-	left      int64   // bytes of the template databases that have not come yet
-	resumed   bool
+	newest    wal.LSN       // of all pages that were copied
+	left      int64         // bytes of the template databases that have not come yet
 	copied    chan struct{} // closed once left is 0
 }
 
