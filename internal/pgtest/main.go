@@ -122,9 +122,11 @@ func janitor() error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	runtime.SetFinalizer(w, nil) // held open for as long as this process lives
+	janitorPipe = w // held open for as long as this process lives
 	return nil
 }
+
+var janitorPipe *os.File
 
 // build compiles the commands into base/bin, still as the user who has the
 // build cache.
@@ -242,6 +244,7 @@ func register(n *Node) {
 
 // tearDown ends what tests may have left and removes the base directory.
 func tearDown() {
+	runtime.KeepAlive(janitorPipe)
 	running.Lock()
 	defer running.Unlock()
 	for n := range running.nodes {
