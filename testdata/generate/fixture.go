@@ -75,7 +75,7 @@ func generate(ctx context.Context, major int, out string, oracles oracleSet) err
 		return err
 	}
 	for _, step := range []func(context.Context) error{
-		g.work, g.crash, g.restart, g.promote, g.store,
+		g.work, g.inspect, g.crash, g.restart, g.promote, g.store,
 	} {
 		if err := step(ctx); err != nil {
 			return err

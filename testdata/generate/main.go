@@ -9,7 +9,8 @@
 // the next older one reads a copy of the WAL whose page magic is its own: the
 // structure of records changed in 14 and 15 only, and the part that did in 14
 // is left out of 14's workload. Where it has no pg_controldata, the one of the
-// same control file version is taken.
+// same control file version is taken. From 15 on, what pkg/wal reads of the
+// workload is also compared with the server's own pg_walinspect.
 package main
 
 import (
