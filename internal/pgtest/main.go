@@ -253,6 +253,9 @@ func tearDown() {
 	if base != "" {
 		os.RemoveAll(base)
 	}
+	if janitorPipe != nil {
+		janitorPipe.Close()
+	}
 }
 
 // Bin returns the path of a command that Main has built.
