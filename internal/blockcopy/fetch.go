@@ -12,7 +12,7 @@ import (
 // at once; the journal notes progress in the same units.
 const (
 	DefaultTaskBytes = 16 << 20
-	taskRanges       = 2048
+	taskRanges       = 256
 	taskAlign        = 32 << 10 // a file is cut here only, so that no block of any legal size is read in halves
 	DefaultJobs      = 4
 )

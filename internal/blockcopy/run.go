@@ -216,11 +216,10 @@ func (r *runner) partial(err error) error {
 	if r.plan.Command != "" {
 		hint += ":\n    " + r.plan.Command
 	}
-	msg := "stopped part-way"
 	if errors.Is(err, context.Canceled) {
-		msg = "interrupted part-way"
+		return exit.Wrap(err, code, hint, "interrupted")
 	}
-	return exit.Wrap(err, code, hint, "%s", msg)
+	return &exit.Error{Code: code, Hint: hint, Err: err}
 }
 
 // prepare is steps 1 and 2. On error the target is as it was, or tombstoned.

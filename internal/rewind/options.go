@@ -100,6 +100,7 @@ type meta struct {
 	SourceEnd  wal.LSN     `json:"source_end"` // WAL below the segment of this position is part of the plan
 	SourceTLI  timeline.ID `json:"source_timeline"`
 	Done       []string    `json:"wal_done,omitempty"` // segments to be marked as archived
+	Recovery   bool        `json:"write_recovery_conf"`
 }
 
 func (m meta) encode() json.RawMessage {

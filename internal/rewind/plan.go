@@ -90,7 +90,7 @@ func (j *job) makePlan(ctx context.Context, d *Divergence, c *changes) (*planner
 	p := &planner{job: j, changes: c, d: d, source: map[string]blockcopy.Entry{}, target: map[string]blockcopy.Entry{},
 		unlogged: volume.Unlogged{}, plan: &blockcopy.Plan{Operation: "rewind", Command: j.Command, Source: j.source.Name()}}
 	p.meta = meta{SystemID: j.tc.SystemIdentifier, SourceDir: !j.source.live(), Divergence: *d,
-		SourceEnd: d.Source.End, SourceTLI: d.Source.Timeline}
+		SourceEnd: d.Source.End, SourceTLI: d.Source.Timeline, Recovery: j.WriteRecoveryConf}
 	for _, e := range theirs {
 		p.source[e.Path] = e
 		p.unlogged.Note(e.Path)
@@ -110,18 +110,15 @@ func (j *job) makePlan(ctx context.Context, d *Divergence, c *changes) (*planner
 		}
 	}
 	p.planWAL()
-	return p, p.finishPlan()
+	p.finishPlan()
+	return p, nil
 }
 
-func (p *planner) finishPlan() error {
+func (p *planner) finishPlan() {
 	slices.SortFunc(p.actions, func(a, b blockcopy.Action) int { return strings.Compare(a.Path, b.Path) })
 	p.plan.Actions = slices.Concat(p.dirs, p.walFirst, p.actions)
 	p.plan.Meta = p.meta.encode()
 	p.plan.Sum()
-	if len(p.missing) > 0 {
-		return nil // the caller tells
-	}
-	return nil
 }
 
 func (p *planner) add(a blockcopy.Action) { p.actions = append(p.actions, a) }

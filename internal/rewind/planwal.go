@@ -174,8 +174,8 @@ func (p *planner) foreignSummary(name string) bool {
 	return err1 != nil || err2 != nil || !common || wal.LSN(end) > p.d.Fork.LSN
 }
 
-// late are the copies that only the end of a run can plan: the source's WAL
-// from the segment on that was running when the plan was made.
+// lateSegments names, for each segment from the one on that was running when
+// the plan was made, the files that may hold it, the best first.
 func lateSegments(h *timeline.History, size wal.SegmentSize, from, end wal.LSN) [][]string {
 	var out [][]string
 	for n := size.Number(from); n <= size.NumberBefore(end); n++ {

@@ -154,6 +154,7 @@ func (j *job) goOn(ctx context.Context, p *blockcopy.PendingRun) (*Result, error
 		return nil, err
 	}
 	j.Progress.Note("going on with the rewind of %s: %d of %d bytes are durable", p.Plan.Created.Format(time.RFC3339), p.DoneBytes, p.Plan.Totals.Bytes)
+	j.WriteRecoveryConf = j.WriteRecoveryConf || m.Recovery && j.SourceConn != ""
 	res := &Result{Divergence: m.Divergence, Resumed: true}
 	return res, j.apply(ctx, res, p.Plan, true)
 }
