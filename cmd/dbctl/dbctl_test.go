@@ -8,7 +8,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"tidemark/internal/cli"
+	"tidemark/internal/cluster"
 	"tidemark/internal/exit"
 	"tidemark/internal/pgtest"
 )
@@ -268,6 +271,21 @@ func TestExamples(t *testing.T) {
 		out := pgtest.MustRun(t, "dbctl", append(verb, "--help")...)
 		if !strings.Contains(out, "Examples:\n  dbctl") {
 			t.Errorf("dbctl %v --help has no examples:\n%s", verb, out)
+		}
+	}
+}
+
+// TestDefaults: the help texts say what the library does.
+func TestDefaults(t *testing.T) {
+	for _, d := range []time.Duration{cluster.DefaultStopTimeout, cluster.DefaultPromoteTimeout, cluster.DefaultFollowTimeout} {
+		if d != time.Minute {
+			t.Errorf("the help says 1m, the library has %s", d)
+		}
+	}
+	out := pgtest.MustRun(t, "dbctl", "switchover", "--help")
+	for _, want := range []string{"default " + cli.Bytes(cluster.DefaultMaxLag), fmt.Sprintf("default %d", cluster.DefaultMaxBacklog)} {
+		if !strings.Contains(strings.Join(strings.Fields(out), " "), want) {
+			t.Errorf("the help does not say %q:\n%s", want, out)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -61,6 +62,35 @@ func TestSwitchoverFails(t *testing.T) {
 			t.Fatalf("%s: %v (code %d)\n%s", where, err, code, describe(r))
 		}
 	}
+}
+
+// TestSwitchoverInterrupted: a signal before the promotion takes everything
+// back, one behind it leaves steps to the next run.
+func TestSwitchoverInterrupted(t *testing.T) {
+	tc := newCluster(t, pgtest.Majors(t)[0], "bravo", "charlie")
+	interruptAt := func(a Action) (*Report, error) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		tc.opt.BeforeStep = func(s Step) error {
+			if s.Action == a {
+				cancel()
+			}
+			return nil
+		}
+		defer func() { tc.opt.BeforeStep = nil }()
+		return tc.cluster().Switchover(ctx, SwitchoverOptions{To: "bravo"})
+	}
+	r, err := interruptAt(ActionProve)
+	if exit.CodeOf(err) != exit.Interrupted || r.Outcome != OutcomeRolledBack {
+		t.Fatalf("%v (code %d)\n%s", err, exit.CodeOf(err), describe(r))
+	}
+	tc.wantPrimary("alpha")
+	r, err = interruptAt(ActionSettle)
+	if exit.CodeOf(err) != exit.RoleIncomplete || len(r.Remaining) == 0 {
+		t.Fatalf("%v (code %d)\n%s", err, exit.CodeOf(err), describe(r))
+	}
+	tc.mustSwitchover("bravo")
+	tc.wantPrimary("bravo")
 }
 
 // TestSwitchoverRefused: nothing is changed, and the reason is named.
