@@ -77,11 +77,16 @@ func resolutionPairs(r *recovery.Resolution) []any {
 		}
 		stop += ", a record of " + r.Stop.Time.UTC().Format("2006-01-02 15:04:05.999999Z07:00")
 	}
-	return []any{"backup", r.Backup + ", ended " + cli.Time(r.BackupEnd),
+	pairs := []any{"backup", r.Backup + ", ended " + cli.Time(r.BackupEnd),
 		"target", r.Target.String() + " on timeline " + r.Timeline.String(),
 		"stop", stop,
 		"replay", r.From.String() + " to " + r.To.String() + " (" + cli.Bytes(r.ReplayBytes()) + ")",
 		"WAL", r.FirstWAL + " to " + r.LastWAL + " (" + cli.Plural(r.Segments, "segment", "segments") + ", all archived)"}
+	for _, b := range r.Branches {
+		pairs = append(pairs, "not followed", "timeline "+b.Timeline.String()+" behind "+b.Left.String()+
+			" ("+cli.Plural(b.Segments, "segment", "segments")+")")
+	}
+	return pairs
 }
 
 func copyPairs(done *blockcopy.Result) []any {

@@ -160,6 +160,26 @@ func (a *archive) nextAfter(n wal.SegmentNumber) (wal.SegmentNumber, bool) {
 	return best, found
 }
 
+// branches returns what the archive holds of ancestors behind the points where
+// this line of descent left them.
+func (a *archive) branches() []Branch {
+	var list []Branch
+	for _, s := range a.spans[:len(a.spans)-1] {
+		b := Branch{Timeline: s.Timeline, Left: s.End}
+		if w := a.coverage[s.Timeline]; w != nil {
+			for _, run := range w.Runs {
+				if first := max(run.First, a.size.Number(s.End)+1); first <= run.Last {
+					b.Segments += int(run.Last-first) + 1
+				}
+			}
+		}
+		if b.Segments > 0 {
+			list = append(list, b)
+		}
+	}
+	return list
+}
+
 // OpenSegment makes the archive a wal.Source.
 func (a *archive) OpenSegment(ctx context.Context, n wal.SegmentNumber) (wal.Segment, error) {
 	name, ok := a.name(n)

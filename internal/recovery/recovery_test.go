@@ -195,6 +195,39 @@ func TestTimelines(t *testing.T) {
 	}
 }
 
+// TestBranches: a copy of the original was promoted and archives too.
+func TestBranches(t *testing.T) {
+	s := newSite(t, pgtest.Options{WALSegMB: 1})
+	s.Exec("CREATE TABLE t (i int); INSERT INTO t VALUES (1)")
+	first := s.backup()
+	s.archive()
+	dir := s.target("copy")
+	pgtest.MustRun(t, "dbrecover", "run", "--repo", s.dir, "-D", dir, "--archive", "off")
+	history, err := os.ReadFile(filepath.Join(dir, "pg_wal", "00000002.history"))
+	s.must(err)
+	s.must(os.WriteFile(filepath.Join(s.Dir, "pg_wal", "00000002.history"), history, 0o600))
+	s.push("00000002.history")
+	s.Exec("INSERT INTO t VALUES (2)")
+	s.archive()
+	s.archive()
+	r, err := s.resolve(recovery.Target{})
+	s.must(err)
+	if r.Timeline != 2 || len(r.Branches) != 1 || r.Branches[0].Timeline != 1 || r.Branches[0].Segments < 1 {
+		t.Errorf("timeline %d, other branches %+v", r.Timeline, r.Branches)
+	}
+	second := s.backup()
+	s.archive()
+	_, err = s.resolve(recovery.Target{})
+	refused(t, err, second.ID, "two branches")
+	for timeline, want := range map[string]string{"current": second.ID, "1": second.ID, "2": first.ID} {
+		r, err := recovery.Resolve(t.Context(), s.cluster, recovery.Request{Timeline: timeline})
+		s.must(err)
+		if r.Backup != want {
+			t.Errorf("timeline %s: backup %s, want %s", timeline, r.Backup, want)
+		}
+	}
+}
+
 // TestTablespace restores a tablespace into another directory.
 func TestTablespace(t *testing.T) {
 	pgtest.Each(t, func(t *testing.T, major int) {

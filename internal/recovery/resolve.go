@@ -45,6 +45,16 @@ type Resolution struct {
 	FirstWAL   string      `json:"first_wal"`         // the first file that replay needs
 	LastWAL    string      `json:"last_wal"`          // the last one
 	Segments   int         `json:"wal_segments"`      // how many that are, all archived
+	// Branches are other ways that the WAL goes on, and that replay does not take.
+	Branches []Branch `json:"branches,omitempty"`
+}
+
+// Branch is archived WAL of an ancestor behind the point where the followed
+// timeline left it.
+type Branch struct {
+	Timeline timeline.ID `json:"timeline"` // the ancestor
+	Left     wal.LSN     `json:"left"`     // where the followed timeline left it
+	Segments int         `json:"segments"` // archived behind that point
 }
 
 // ReplayBytes is how much WAL lies between the backup and the target.
@@ -123,7 +133,7 @@ func (r *resolver) latestTimeline(ctx context.Context) error {
 	for _, id := range order {
 		err := r.follow(ctx, id)
 		if err == nil {
-			return nil
+			return r.unambiguous(id)
 		}
 		first = errors.Join(first, err)
 		if !errors.Is(err, errNoBackup) {
@@ -131,6 +141,20 @@ func (r *resolver) latestTimeline(ctx context.Context) error {
 		}
 	}
 	return first
+}
+
+// unambiguous refuses the latest timeline where the newest backup was taken on
+// another branch: somebody promoted a copy that archives, or the old primary
+// lives on, and either answer would silently lose the other's data.
+func (r *resolver) unambiguous(latest timeline.ID) error {
+	newest := r.backups[len(r.backups)-1]
+	if r.request.Backup != "" || r.candidates[0] == newest {
+		return nil
+	}
+	return exit.New(exit.Refused, fmt.Sprintf("say which one you mean: --timeline %d for the branch of the newest backup, --timeline %d for the other",
+		newest.Stop.Timeline, latest),
+		"the repository holds two branches: timeline %d, and timeline %d, on which the newest backup, %s, was taken",
+		latest, newest.Stop.Timeline, newest.ID)
 }
 
 var errNoBackup = errors.New("no backup leads to the timeline")
@@ -370,5 +394,6 @@ func (r *resolver) result() (*Resolution, error) {
 		Major: b.Major, Backup: b.ID, BackupEnd: b.Finished.UTC(), Target: r.request.Target,
 		Timeline: r.archive.history.Timeline, Stop: r.stop, From: b.Start.LSN, To: to,
 		FirstWAL: name(first), LastWAL: name(r.last), Segments: int(r.last-first) + 1,
+		Branches: r.archive.branches(),
 	}, nil
 }
