@@ -133,7 +133,7 @@ func (r *resolver) latestTimeline(ctx context.Context) error {
 	for _, id := range order {
 		err := r.follow(ctx, id)
 		if err == nil {
-			return r.unambiguous(id)
+			return r.unambiguous(ctx, id, order)
 		}
 		first = errors.Join(first, err)
 		if !errors.Is(err, errNoBackup) {
@@ -146,15 +146,20 @@ func (r *resolver) latestTimeline(ctx context.Context) error {
 // unambiguous refuses the latest timeline where the newest backup was taken on
 // another branch: somebody promoted a copy that archives, or the old primary
 // lives on, and either answer would silently lose the other's data.
-func (r *resolver) unambiguous(latest timeline.ID) error {
+func (r *resolver) unambiguous(ctx context.Context, latest timeline.ID, order []timeline.ID) error {
 	newest := r.backups[len(r.backups)-1]
 	if r.request.Backup != "" || r.candidates[0] == newest {
 		return nil
 	}
-	return exit.New(exit.Refused, fmt.Sprintf("say which one you mean: --timeline %d for the branch of the newest backup, --timeline %d for the other",
-		newest.Stop.Timeline, latest),
-		"the repository holds two branches: timeline %d, and timeline %d, on which the newest backup, %s, was taken",
-		latest, newest.Stop.Timeline, newest.ID)
+	other := newest.Stop.Timeline
+	for _, id := range order { // the greatest first
+		if a, err := r.along(ctx, id); err == nil && a.history.Contains(newest.Stop.Timeline, newest.Stop.LSN) {
+			other = id
+			break
+		}
+	}
+	return exit.New(exit.Refused, fmt.Sprintf("say which one you mean: --timeline %d for the branch of the newest backup, --timeline %d for the other", other, latest),
+		"the repository holds two branches: timeline %d, and timeline %d with the newest backup, %s", latest, other, newest.ID)
 }
 
 var errNoBackup = errors.New("no backup leads to the timeline")

@@ -247,7 +247,7 @@ func mapLinks(spaces []repo.Tablespace, mappings []Mapping) (map[uint32]string, 
 		if i < 0 {
 			var known []string
 			for _, s := range spaces {
-				known = append(known, fmt.Sprintf("%s (%d) in %s", s.Name, s.OID, s.Path))
+				known = append(known, strings.TrimSpace(fmt.Sprintf("%s %d in %s", s.Name, s.OID, s.Path)))
 			}
 			hint := "the backup holds no tablespaces"
 			if len(known) > 0 {
