@@ -34,7 +34,7 @@ var (
 // Stop says where and why reading ended.
 type Stop struct {
 	End      LSN           // the log is whole up to here: where the missing or unreadable record begins
-	Last     LSN           // start of the last whole record before End; 0 if none was read
+	Last     LSN           // start of the last whole record before End; 0 if it is not known
 	Timeline TimelineID    // of the last page read
 	Fault    LSN           // the byte at which the reason was found
 	Segment  SegmentNumber // of Fault

@@ -125,7 +125,7 @@ func (r *Reader) parse() bool {
 // corrupt stops at the current record, which was framed but makes no sense.
 func (r *Reader) corrupt(cause error) {
 	s := r.newStop(r.start, r.start, cause)
-	s.Last = r.rec.LSN
+	s.Last = LSN(binary.LittleEndian.Uint64(r.raw[8:])) // r.prev is this record already
 	r.stopped, r.why = true, &Corruption{Stop: s, Resumes: r.position()}
 }
 

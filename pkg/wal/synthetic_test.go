@@ -274,7 +274,7 @@ func TestMalformedRecord(t *testing.T) {
 			t.Errorf("%s: %v", name, r.End())
 		}
 		m, end := scanPieces(t, w, Options{Start: start, SegmentSize: w.size}, 1, 1<<40)
-		if !errors.Is(end, ErrRecordContent) || m.Records != 1 {
+		if s, _ := stopOf(end); !errors.Is(end, ErrRecordContent) || m.Records != 1 || s.End != bad || s.Last != start+LongHeaderSize {
 			t.Errorf("%s: a map of %d records, end %v", name, m.Records, end)
 		}
 	}
