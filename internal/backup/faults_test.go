@@ -42,8 +42,7 @@ func TestKilledCreate(t *testing.T) {
 		}
 		return len(all)
 	}
-	for packs() < 2 && cmd.ProcessState == nil {
-	}
+	pgtest.Wait(t, func() bool { return packs() >= 2 })
 	cmd.Process.Kill()
 	cmd.Wait()
 	l := listing(t, dir)
@@ -57,6 +56,30 @@ func TestKilledCreate(t *testing.T) {
 	}
 	r := restore(t, dir, second.ID, n)
 	sameContents(t, r.Digest(), n.Digest())
+}
+
+// TestInterrupted: the first signal ends a backup cleanly, with nothing left.
+func TestInterrupted(t *testing.T) {
+	dir := newRepo(t)
+	n := pgtest.New(t, pgtest.Options{Config: archiving(dir)})
+	n.PgbenchInit(5)
+	cmd := exec.Command(pgtest.Bin("dbbackup"), "create", "--jobs", "1", "--repo", dir, "-d", n.ConnInfo())
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	started := filepath.Join(dir, "*", "backups", "*", "started")
+	pgtest.Wait(t, func() bool { all, _ := filepath.Glob(started); return len(all) > 0 })
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	l := listing(t, dir)
+	if code := cmd.ProcessState.ExitCode(); code != 130 || len(l.Backups)+len(l.Started) != 0 {
+		t.Errorf("exit code %d: %+v", code, l)
+	}
+	if packs, _ := filepath.Glob(filepath.Join(dir, "*", "packs", "*", "*")); len(packs) != 0 {
+		t.Errorf("left behind: %v", packs)
+	}
 }
 
 // TestDamagedPage: a page that fails its checksum is found, named, recorded,

@@ -77,8 +77,7 @@ func TestPush(t *testing.T) {
 	})
 }
 
-// TestArchiver: the server archives everything that it has to, over a
-// promotion, and a clone of it cannot put its own WAL into the archive.
+// TestArchiver: the server archives everything that it has to, over a promotion.
 func TestArchiver(t *testing.T) {
 	dir := newRepo(t)
 	n := pgtest.New(t, pgtest.Options{Config: archiving(dir)})
@@ -109,10 +108,37 @@ func TestArchiver(t *testing.T) {
 	if got := r.SQL("SELECT count(*) FROM t"); got != "1" {
 		t.Errorf("%s rows", got)
 	}
-	// The old primary comes back as if nothing had happened: its WAL goes on
-	// under names that are free on timeline 1, then under taken ones.
 	list := pgtest.MustRun(t, "dbbackup", "list", "--repo", dir)
 	if !strings.Contains(list, c.ID) || !strings.Contains(list, "present") {
 		t.Errorf("list: %s", list)
+	}
+}
+
+// TestClone: a clone that was started with its origin's settings cannot put
+// its WAL in the place of the origin's.
+func TestClone(t *testing.T) {
+	dir := newRepo(t)
+	n := pgtest.New(t, pgtest.Options{Config: archiving(dir)})
+	n.Exec("CREATE TABLE t (id int)")
+	n.Stop()
+	copied := filepath.Join(t.TempDir(), "clone")
+	if err := pgtest.CopyTree(n.Dir, copied); err != nil {
+		t.Fatal(err)
+	}
+	n.Start()
+	segment := n.SQL("SELECT pg_walfile_name(pg_current_wal_lsn())")
+	n.Exec("INSERT INTO t VALUES (1)")
+	n.SwitchWAL()
+	n.WaitSQL("SELECT last_archived_wal >= '"+segment+"' FROM pg_stat_archiver", "t")
+	c := pgtest.Attach(t, "clone", copied)
+	c.Start()
+	c.Exec("INSERT INTO t VALUES (2), (3)")
+	c.SwitchWAL()
+	c.WaitSQL("SELECT failed_count > 0 AND last_failed_wal = '"+segment+"' FROM pg_stat_archiver", "t")
+	if !strings.Contains(c.Log(), "other content") {
+		t.Error("the clone's log does not say why")
+	}
+	if r := pushFile(t, dir, n, "pg_wal/"+segment); r.Code != 0 || !strings.Contains(r.Stdout, "already") {
+		t.Errorf("the archive does not hold the origin's segment: %+v", r)
 	}
 }
