@@ -245,12 +245,12 @@ expect 3 dbctl status
 as_owner "$pgbin/pg_ctl" -D bravo -m fast -w stop >/dev/null
 
 step "Where did it part, and what would be lost?"
-expect 3 dbrewind check -D bravo --source-server "port=$p3"
+expect 3 dbrewind check -D bravo --source-server "port=$p3" | tee check.txt
 
 step "Rewind, and rejoin"
 t=$(now)
 run dbrewind -D bravo --source-server "port=$p3" -R | tee rewind.txt
-row "rewind bravo" "$(seconds "$t" "$(now)")" "$(moved rewind.txt)" "$(mib "$(dir_bytes charlie)")" "$((lonely + 1)) transactions"
+row "rewind bravo" "$(seconds "$t" "$(now)")" "$(moved rewind.txt)" "$(mib "$(dir_bytes charlie)")" "$(sed -n 's/^A rewind loses \([0-9,]*\) .*/\1 transactions/p' check.txt)"
 t=$(now)
 run dbctl rejoin bravo --yes
 row "rejoin bravo" "$(seconds "$t" "$(now)")" - - -
