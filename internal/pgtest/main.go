@@ -18,7 +18,6 @@ import (
 	"os/signal"
 	"os/user"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -244,7 +243,6 @@ func register(n *Node) {
 
 // tearDown ends what tests may have left and removes the base directory.
 func tearDown() {
-	runtime.KeepAlive(janitorPipe)
 	running.Lock()
 	defer running.Unlock()
 	for n := range running.nodes {

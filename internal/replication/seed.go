@@ -192,6 +192,11 @@ func (s *seeder) run(ctx context.Context) error {
 		s.result.Plan = s.plan
 		return nil
 	}
+	if s.pending != nil && s.pending.State == blockcopy.Finished {
+		// Whole already, perhaps running: only the journal is left.
+		s.result.Kept = s.plan.Totals.CopiedBytes
+		return blockcopy.Discard(s.FS, s.Dir)
+	}
 	return s.copy(ctx)
 }
 

@@ -261,6 +261,36 @@ func TestSeedIntoTheWrongPlace(t *testing.T) {
 	}
 }
 
+// TestSeedInterrupted ends the seed at the beginning of each of its phases.
+func TestSeedInterrupted(t *testing.T) {
+	primary := pgtest.New(t, pgtest.Options{Checksums: true})
+	primary.Exec("CREATE TABLE t AS SELECT generate_series(1, 10000) AS i")
+	o := replication.SeedOptions{Dir: filepath.Join(primary.TempDir("seeded"), "data"), ConnInfo: primary.ConnInfo()}
+	for _, phase := range []string{"waiting for a checkpoint at the source", "listing the source's files", "making the directory", "copying", "finishing", "reading the received WAL"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		o.Progress = &hook{phase: phase, do: cancel}
+		_, err := replication.Seed(ctx, o)
+		if err == nil {
+			t.Fatalf("%s: not interrupted", phase)
+		}
+		if code := exit.CodeOf(err); code != exit.Interrupted && code != exit.Partial {
+			t.Errorf("%s: code %d, %v", phase, code, err)
+		}
+		_, statErr := os.Stat(o.Dir)
+		slots := primary.SQL("SELECT count(*) FROM pg_replication_slots")
+		if (statErr == nil) != (slots == "1") {
+			t.Errorf("%s: %s slots, directory: %v", phase, slots, statErr)
+		}
+	}
+	o.Progress = nil
+	if r := seed(t, o); !r.Resumed || r.Copied != 0 {
+		t.Errorf("%+v", r)
+	}
+	standby := pgtest.Attach(t, "standby", o.Dir)
+	standby.Start()
+	sameAs(t, standby, primary)
+}
+
 // hook runs a function when a phase begins, once.
 type hook struct {
 	progress.Nop

@@ -167,7 +167,7 @@ func (s *seeder) ensureSlot(ctx context.Context, f *sourceFacts) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	st, err := readSlot(ctx, conn, s.meta.Slot)
+	st, err := s.settledSlot(ctx, conn)
 	if err != nil {
 		return err
 	}
@@ -204,6 +204,20 @@ func (s *seeder) ensureSlot(ctx context.Context, f *sourceFacts) error {
 	}
 	s.slotMade = true
 	return nil
+}
+
+// settledSlot reads the slot's state. One in use gets a moment: a receiver that
+// was ended just now holds it until the source notices.
+func (s *seeder) settledSlot(ctx context.Context, conn *pgx.Conn) (slotState, error) {
+	for deadline := time.Now().Add(5 * time.Second); ; {
+		st, err := readSlot(ctx, conn, s.meta.Slot)
+		if err != nil || !st.active || s.pending != nil || time.Now().After(deadline) {
+			return st, err
+		}
+		if !pause(ctx, 50*time.Millisecond) {
+			return st, ctx.Err()
+		}
+	}
 }
 
 // dropOwnSlot removes the slot of an attempt that came to nothing.
