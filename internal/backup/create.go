@@ -170,6 +170,9 @@ func (j *job) prepare(ctx context.Context) (err error) {
 	if j.files, err = choose(ctx, j.src); err != nil {
 		return err
 	}
+	if err := j.server.nameTablespaces(ctx, j.files.tablespaces); err != nil {
+		return err
+	}
 	j.pages = newPageChecker(j.src, j.start.Redo, j.control, j.Log)
 	size := j.control.XLogSegSize
 	j.keeper = &walKeeper{cluster: j.cluster, src: j.src, server: j.server, log: j.Log,

@@ -101,7 +101,7 @@ func TestOverSQL(t *testing.T) {
 		if sum.Source.Access != "sql" || again.Source.Access != "files" || again.OldBlocks == 0 {
 			t.Errorf("%+v\n%+v", sum.Source, again)
 		}
-		if len(sum.Tablespaces) != 1 || sum.Tablespaces[0].Path != space || len(again.Tablespaces) != 1 || again.Tablespaces[0] != sum.Tablespaces[0] {
+		if len(sum.Tablespaces) != 1 || sum.Tablespaces[0].Path != space || sum.Tablespaces[0].Name != "s" || len(again.Tablespaces) != 1 || again.Tablespaces[0] != sum.Tablespaces[0] {
 			t.Errorf("tablespaces: %+v, %+v", sum.Tablespaces, again.Tablespaces)
 		}
 		paths := func(s *repo.Summary) map[string]bool {

@@ -16,6 +16,7 @@ import (
 	"tidemark/internal/blockcopy"
 	"tidemark/internal/exit"
 	"tidemark/internal/postgres"
+	"tidemark/internal/repo"
 	"tidemark/pkg/volume"
 	"tidemark/pkg/wal"
 )
@@ -335,4 +336,15 @@ func (s *server) proveLocal(dir string, start point) error {
 	}
 	_, err = filepath.EvalSymlinks(dir)
 	return err
+}
+
+// nameTablespaces fills in the tablespaces' names.
+func (s *server) nameTablespaces(ctx context.Context, spaces []repo.Tablespace) error {
+	for i := range spaces {
+		err := s.conn.QueryRow(ctx, "SELECT spcname FROM pg_tablespace WHERE oid = $1", spaces[i].OID).Scan(&spaces[i].Name)
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) { // dropped just now
+			return postgres.Explain(err)
+		}
+	}
+	return nil
 }
