@@ -37,7 +37,7 @@ test-matrix: ## run every test, integration tests on all six majors
 bench: ## run the benchmarks, with the ratios to PostgreSQL's own tools
 	@scripts/postgres.sh ensure
 	$(GO) test -run '^$$' -bench . -benchmem -p 1 -timeout 30m ./...
-	@if [ -d bench ]; then $(GO) run ./bench; fi
+	$(GO) run ./bench
 
 fuzz: ## run every fuzz target for FUZZTIME each (default 20s)
 	@set -e; for pkg in $$($(GO) list ./...); do \
