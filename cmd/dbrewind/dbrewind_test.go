@@ -69,7 +69,7 @@ func TestCommandLineHidesPasswords(t *testing.T) {
 // primary and two standbys, one promoted, the old primary stopped, rewound,
 // and followed. Its port and settings stay its own and its first start succeeds.
 func TestOldPrimaryComesBack(t *testing.T) {
-	old := pgtest.New(t, pgtest.Options{Name: "old", Checksums: true})
+	old := pgtest.New(t, pgtest.Options{Name: "old", Checksums: true, Config: []string{"wal_keep_size = 128MB"}})
 	old.Exec("CREATE TABLE t (i int); INSERT INTO t VALUES (1), (2), (3)")
 	one := old.Standby(pgtest.StandbyOptions{Name: "one"})
 	one.WaitFor(old)
