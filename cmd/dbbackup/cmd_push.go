@@ -5,6 +5,7 @@ import (
 
 	"tidemark/internal/backup"
 	"tidemark/internal/cli"
+	"tidemark/internal/exit"
 )
 
 type pushCmd struct {
@@ -35,6 +36,15 @@ func (c *pushCmd) Run(ctx context.Context, e *cli.Env) error {
 		}
 		t.Line("%s archived: %s for %s.", res.File, cli.Bytes(res.StoredBytes), cli.Bytes(res.SizeBytes))
 	})
+}
+
+// Status keeps every failure at or below 125: above, the server takes the
+// archive command for killed and its archiver process ends as well.
+func (pushCmd) Status(code exit.Code) int {
+	if code > 125 {
+		return int(exit.Failed)
+	}
+	return int(code)
 }
 
 // Examples are printed with --help.

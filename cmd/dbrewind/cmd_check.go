@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -124,7 +125,7 @@ func renderLost(t *cli.Text, r *rewind.Report) {
 		if len(x.Dropped) > 0 {
 			what += " dropped: " + strings.Join(x.Dropped, " ")
 		}
-		tab.Row(cli.Count(x.XID), cli.Time(x.Time), what)
+		tab.Row(strconv.FormatUint(uint64(x.XID), 10), cli.Time(x.Time), what)
 	}
 	t.Table(tab)
 	if more := len(r.Lost) - shownTransactions; more > 0 {

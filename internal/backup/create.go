@@ -291,20 +291,19 @@ func (j *job) copy(ctx context.Context, w *repo.BackupWriter) error {
 	})
 }
 
-// beside runs do while the WAL keeper watches.
+// beside runs do while the WAL keeper watches. The keeper is asked to end, not
+// cancelled: cancelling a query closes the session, and the slot goes with it.
 func (j *job) beside(ctx context.Context, do func(context.Context) error) error {
 	g, ctx := errgroup.WithContext(ctx)
-	watching, stop := context.WithCancel(ctx)
+	copied := make(chan struct{})
 	if j.cluster != nil {
-		g.Go(func() error { return j.keeper.watch(watching, j.server.current) })
+		g.Go(func() error { return j.keeper.watch(ctx, copied, j.server.current) })
 	}
 	g.Go(func() error {
-		defer stop()
+		defer close(copied)
 		return do(ctx)
 	})
-	err := g.Wait()
-	stop()
-	return err
+	return g.Wait()
 }
 
 // packing turns what the fetch stage delivers into the files of a backup.

@@ -144,13 +144,15 @@ func (f *serverFile) ReadAt(p []byte, off int64) (int, error) {
 func (f *serverFile) Close() error { return nil }
 
 // watch runs while files are copied: it keeps the archive up with the server,
-// so that WAL does not pile up on the server's disk.
-func (k *walKeeper) watch(ctx context.Context, current func(context.Context) (wal.LSN, error)) error {
+// so that WAL does not pile up on the server's disk. It ends when copied is closed.
+func (k *walKeeper) watch(ctx context.Context, copied <-chan struct{}, current func(context.Context) (wal.LSN, error)) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	behind := time.Time{}
 	for {
 		select {
+		case <-copied:
+			return nil
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:

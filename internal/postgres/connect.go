@@ -100,7 +100,6 @@ func prepareSession(ctx context.Context, conn *pgconn.PgConn) error {
 		"synchronous_commit = local", // a role change must not wait for the standby it talks about
 		"statement_timeout = 0", "lock_timeout = 0", "idle_in_transaction_session_timeout = 0",
 		"search_path = pg_catalog", "client_min_messages = error", "datestyle = iso", "default_transaction_read_only = off",
-		"jit = off", // compiling the listing of a directory takes seconds, running it does not
 		"jit = off", // compiling the walk over the files takes longer than the walk
 	}
 	if major >= 14 {
