@@ -47,21 +47,8 @@ func (c *Cluster) Promote(ctx context.Context, o PromoteOptions) (*Report, error
 		return report, err
 	}
 	r := &run{c: c, report: report, all: all, next: find(all, o.Node)}
-	if err := r.planPromote(ctx, o); err != nil {
-		report.Outcome = OutcomeRefused
+	if settled, err := r.settled(r.planPromote(ctx, o), "the promotion of "+o.Node, o.DryRun); settled {
 		return report, err
-	}
-	if bad := failed(report.Checks); len(bad) > 0 {
-		report.Outcome = OutcomeRefused
-		return report, refusal(bad, "the promotion of "+o.Node)
-	}
-	switch {
-	case len(report.Steps) == 0:
-		report.Outcome = OutcomeNothing
-		return report, nil
-	case o.DryRun:
-		report.Outcome = OutcomePlanned
-		return report, nil
 	}
 	if err := confirm(o.Confirm, report); err != nil {
 		return report, err

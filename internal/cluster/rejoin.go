@@ -57,21 +57,8 @@ func (c *Cluster) Rejoin(ctx context.Context, o RejoinOptions) (*Report, error) 
 		return report, err
 	}
 	r := &run{c: c, report: report, all: all, rejoin: o, old: find(all, o.Node)}
-	if err := r.planRejoin(ctx); err != nil {
-		report.Outcome = OutcomeRefused
+	if settled, err := r.settled(r.planRejoin(ctx), "the rejoin of "+o.Node, o.DryRun); settled {
 		return report, err
-	}
-	if bad := failed(report.Checks); len(bad) > 0 {
-		report.Outcome = OutcomeRefused
-		return report, refusal(bad, "the rejoin of "+o.Node)
-	}
-	switch {
-	case len(report.Steps) == 0:
-		report.Outcome = OutcomeNothing
-		return report, nil
-	case o.DryRun:
-		report.Outcome = OutcomePlanned
-		return report, nil
 	}
 	if r.takesBack() {
 		if err := confirm(o.Confirm, report); err != nil {

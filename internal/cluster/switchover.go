@@ -60,21 +60,8 @@ func (c *Cluster) Switchover(ctx context.Context, o SwitchoverOptions) (*Report,
 		return report, err
 	}
 	r := &run{c: c, report: report, all: all}
-	if err := r.planSwitchover(ctx, o.To); err != nil {
-		report.Outcome = OutcomeRefused
+	if settled, err := r.settled(r.planSwitchover(ctx, o.To), "the switchover to "+o.To, o.DryRun); settled {
 		return report, err
-	}
-	if bad := failed(report.Checks); len(bad) > 0 {
-		report.Outcome = OutcomeRefused
-		return report, refusal(bad, "the switchover to "+o.To)
-	}
-	switch {
-	case len(report.Steps) == 0:
-		report.Outcome = OutcomeNothing
-		return report, nil
-	case o.DryRun:
-		report.Outcome = OutcomePlanned
-		return report, nil
 	}
 	err = r.execute(ctx)
 	defer func() { report.Took = seconds(time.Since(start)) }()
@@ -110,6 +97,26 @@ func refusal(bad []Check, what string) error {
 		}
 	}
 	return exit.New(exit.Refused, strings.Join(hints, "\n"), "%s was not begun: %s", what, strings.Join(lines, "; "))
+}
+
+// settled reports that a role change ends with its plan: it is refused, there
+// is nothing to do, or only the plan was asked for.
+func (r *run) settled(planned error, what string, dryRun bool) (bool, error) {
+	bad := failed(r.report.Checks)
+	if planned == nil && len(bad) > 0 {
+		planned = refusal(bad, what)
+	}
+	switch {
+	case planned != nil:
+		r.report.Outcome = OutcomeRefused
+	case len(r.report.Steps) == 0:
+		r.report.Outcome = OutcomeNothing
+	case dryRun:
+		r.report.Outcome = OutcomePlanned
+	default:
+		return false, nil
+	}
+	return true, planned
 }
 
 // planSwitchover finds the state that the cluster is in, and plans from there.
