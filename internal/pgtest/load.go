@@ -170,9 +170,13 @@ func (n *Node) Pgbench(args ...string) (stop func() string) {
 	return stop
 }
 
+// churnStatement bounds one statement of Churn.
+const churnStatement = time.Minute
+
 // Churn runs statements over and over in the background (a failing one is
 // skipped) until the returned function is called or the test ends; it returns
-// how many rounds were done.
+// how many rounds were done. It ends between two statements: one cut off, such
+// as DROP DATABASE, would leave what no test expects.
 func (n *Node) Churn(statements ...string) (stop func() int) {
 	n.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -189,7 +193,9 @@ func (n *Node) Churn(statements ...string) (stop func() int) {
 				if ctx.Err() != nil {
 					break
 				}
-				conn.PgConn().Exec(ctx, sql).ReadAll()
+				bound, done := context.WithTimeout(context.Background(), churnStatement)
+				conn.PgConn().Exec(bound, sql).ReadAll()
+				done()
 			}
 			conn.Close(context.Background())
 		}
