@@ -6,6 +6,7 @@ import (
 
 	"tidemark/internal/cli"
 	"tidemark/internal/cluster"
+	"tidemark/internal/rewind"
 )
 
 type rejoinCmd struct {
@@ -32,8 +33,15 @@ func (r *rejoinCmd) Run(ctx context.Context, e *cli.Env) error {
 	if err != nil {
 		return err
 	}
+	var rewound string
 	report, err := c.Rejoin(ctx, cluster.RejoinOptions{Node: r.Node, Stop: r.Stop, Reseed: r.Reseed, DryRun: r.DryRun,
-		Rewind: rewinder(e), Seed: seeder(e), Confirm: func(r *cluster.Report) error { return confirmRejoin(e, r) }})
+		Rewind: rewinder(e, &rewound), Seed: seeder(e), Confirm: func(r *cluster.Report) error { return confirmRejoin(e, r) }})
+	if err == nil && rewound != "" {
+		// The server runs on the result: it can no longer be undone.
+		if _, derr := rewind.Undo(ctx, rewind.UndoOptions{Target: rewound, Discard: true}); derr != nil {
+			e.Note("what was kept to undo the rewind is left in %s: %v", rewound, derr)
+		}
+	}
 	return renderReport(e, report, err)
 }
 

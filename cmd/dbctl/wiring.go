@@ -14,14 +14,17 @@ import (
 // commandLine is what an operator types to go on with unfinished work.
 func commandLine() string { return "dbctl " + strings.Join(os.Args[1:], " ") }
 
-// rewinder wires package rewind into a rejoin.
-func rewinder(e *cli.Env) cluster.Rewinder {
+// rewinder wires package rewind into a rejoin. It sets rewound to the data
+// directory that keeps an undo.
+func rewinder(e *cli.Env, rewound *string) cluster.Rewinder {
 	return func(ctx context.Context, target, source cluster.Node) error {
 		result, err := rewind.Run(ctx, rewind.Options{
 			Target: target.DataDir, SourceConn: source.Conninfo, Bindir: target.Bindir, ConfigFile: cluster.ConfigFile(target),
 			Jobs: e.Config().Jobs, Command: commandLine(), Progress: e.Progress(), Log: e.Log(),
+			UndoCommand: "dbrewind undo -D " + target.DataDir,
 		})
 		if result != nil && err == nil && result.Diverged {
+			*rewound = target.DataDir
 			e.Note("%s: rewound, %s moved", target.Name, cli.Bytes(result.Bytes))
 		}
 		return err

@@ -41,7 +41,8 @@ func renderResult(t *cli.Text, r *rewind.Result, err error) {
 			before = cli.Bytes(r.Skipped)
 		}
 		t.KV("fork", forkText(&r.Divergence), "replay begins at", r.Start.Redo.String(), "bytes moved", cli.Bytes(r.Bytes),
-			"durable from before", before, "size of the source", cli.Bytes(r.Totals.SourceBytes), "took", cli.Duration(seconds(r.Seconds)))
+			"durable from before", before, "size of the source", cli.Bytes(r.Totals.SourceBytes),
+			"kept for an undo", undoText(r.Undo), "took", cli.Duration(seconds(r.Seconds)))
 	}
 	if r.Standby {
 		t.Line("The target is set up as a standby: start it.")

@@ -21,12 +21,14 @@ type commands struct {
 	DropIn dropInCmd `cmd:"" default:"withargs" hidden:"" help:"Rewind, with pg_rewind's options and exit codes."`
 	Check  checkCmd  `cmd:"" help:"Did it diverge, where, and which transactions would be lost?"`
 	Run    runCmd    `cmd:"" help:"Rewind, or go on with an interrupted rewind."`
+	Undo   undoCmd   `cmd:"" help:"Bring the target back to what it was before a rewind."`
 }
 
 // Examples shows the whole command at work.
 func (commands) Examples() string {
 	return `dbrewind check -D /srv/pg --source-server 'host=db2 user=postgres'    # look first
 dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' -R   # rewind, follow db2
+dbrewind undo -D /srv/pg                                              # as it was before
 dbrewind --target-pgdata=/srv/pg --source-pgdata=/srv/pg-new          # as pg_rewind`
 }
 
@@ -59,6 +61,7 @@ type rewindFlags struct {
 	NoSync      bool              `name:"no-sync" short:"N" help:"Do not wait for data to be on disk."`
 	NoShutdown  bool              `name:"no-ensure-shutdown" help:"Refuse a crashed target instead of recovering it."`
 	SyncMethod  string            `name:"sync-method" placeholder:"METHOD" enum:"fsync,syncfs" default:"fsync" help:"Accepted; only what is written is synced anyway."`
+	NoUndo      bool              `name:"no-undo" help:"Keep nothing for 'dbrewind undo': saves the space."`
 	TakeConfig  bool              `name:"take-config" help:"Take the source's configuration files too."`
 	Tablespaces map[string]string `name:"tablespace-mapping" placeholder:"OLD=NEW" help:"Keep the source's tablespace at OLD in NEW."`
 }
@@ -88,6 +91,7 @@ func (f *rewindFlags) run(ctx context.Context, e *cli.Env) error {
 	o := f.options(e)
 	o.DryRun, o.WriteRecoveryConf, o.NoSync, o.NoEnsureShutdown = f.DryRun, f.Recovery, f.NoSync, f.NoShutdown
 	o.TakeConfig, o.TablespaceMap = f.TakeConfig, f.Tablespaces
+	o.NoUndo, o.UndoCommand = f.NoUndo, undoCommand(f.Target)
 	res, err := rewind.Run(ctx, o)
 	if res == nil {
 		return err

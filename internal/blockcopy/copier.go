@@ -21,7 +21,8 @@ type copier struct {
 	actions []Action
 	first   map[string]int // path -> its first action that fetches
 	note    func(text string) error
-	onFact  func(taskFact) // called beside note, where set
+	onFact  func(taskFact)   // called beside note, where set
+	before  func(Task) error // called before a task is fetched, where set
 	bytes   atomic.Int64
 }
 
@@ -35,10 +36,15 @@ func newCopier(r *runner, actions []Action, note func(string) error) *copier {
 	return c
 }
 
-// do fetches one task, writes it, makes it durable and notes it, in this order.
+// do keeps what one task destroys, fetches it, writes it, makes it durable and notes it, in this order.
 func (c *copier) do(ctx context.Context, t Task) error {
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if c.before != nil {
+		if err := c.before(t); err != nil {
+			return err
+		}
 	}
 	w := &taskWriter{copier: c, fact: taskFact{task: t.Index, short: map[int]int64{}, gone: map[int]bool{}}}
 	err := c.r.Source.Fetch(ctx, t.Ranges, w.deliver)

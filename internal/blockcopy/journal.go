@@ -24,7 +24,7 @@ import (
 //	log           what is durable, one line per fact, appended and fsynced
 //	pg_control    the target's own, as it was
 //	backup_label  the target's own, where it had one
-//	undo/         kept free for pre-images and for files that are renamed aside
+//	undo/         what an undo needs (undolog.go), where the plan says so
 //
 // A line of the log is the CRC-32C of the rest, in eight hex digits, a space,
 // and the rest:
@@ -33,7 +33,12 @@ import (
 //	task 17                  all ranges of task 17 are written and fsynced
 //	task 18 4=81920 5=gone   the same; the source's file of action 4 ended at
 //	                         that size, and that of action 5 is gone
+//	result A B               the SHA-256 of the pg_control and of the backup_label
+//	                         that the run ends with, - for none; the last counts
 //	finishing                all data is durable; pg_control and the label follow
+//	undoing                  an undo has begun: the run cannot go on
+//	undone                   all but pg_control and the label is as it was
+//	given-up                 the undo is given up, what it needs is being removed
 //
 // A torn last line is no fact. These names and words are part of the format,
 // do not change.
@@ -47,6 +52,10 @@ const (
 	factTask      = "task"
 	factGone      = "gone"
 	factFinishing = "finishing"
+	factResult    = "result"
+	factUndoing   = "undoing"
+	factUndone    = "undone"
+	factGivenUp   = "given-up"
 )
 
 // maxPlanBytes bounds the plan that is read back from a journal.
@@ -61,6 +70,10 @@ type facts struct {
 	gone      map[int]bool  // action
 	begun     bool
 	finishing bool
+	undoing   bool
+	undone    bool
+	givenUp   bool
+	result    string // the two sums
 }
 
 func newFacts() facts {
@@ -94,6 +107,19 @@ func (f *facts) learn(text string) bool {
 		return true
 	case factFinishing:
 		f.finishing = true
+		return true
+	case factUndoing:
+		f.undoing = true
+		return true
+	case factUndone:
+		f.undone = true
+		return true
+	case factGivenUp:
+		f.givenUp = true
+		return true
+	}
+	if sums, ok := strings.CutPrefix(text, factResult+" "); ok {
+		f.result = sums
 		return true
 	}
 	words := strings.Split(text, " ")
@@ -148,14 +174,15 @@ type journal struct {
 
 func journalDir(target string) string { return filepath.Join(target, JournalDir) }
 
-// createJournal makes the journal directory and persists the plan. What an
-// earlier run left without a plan is garbage and goes first.
-func createJournal(fsys volume.FS, target string, plan *Plan, modes targetModes) error {
+// createJournal makes the journal directory and persists the plan, after keep
+// has saved what the undo needs to know. What an earlier run left is garbage
+// and goes first.
+func createJournal(fsys volume.FS, target string, plan *Plan, modes targetModes, keep func() error) error {
 	dir := journalDir(target)
-	if err := volume.RemoveAll(fsys, dir); err != nil {
+	if err := clearJournal(fsys, target); err != nil {
 		return err
 	}
-	if err := fsys.Mkdir(dir, modes.dir); err != nil {
+	if err := fsys.Mkdir(dir, modes.dir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	for from, to := range map[string]string{"global/pg_control": controlName, "backup_label": labelName} {
@@ -169,6 +196,9 @@ func createJournal(fsys volume.FS, target string, plan *Plan, modes targetModes)
 		if err != nil {
 			return err
 		}
+	}
+	if err := keep(); err != nil {
+		return err
 	}
 	data, err := json.Marshal(plan)
 	if err != nil {
@@ -280,10 +310,32 @@ func (j *journal) close() error { return j.log.Close() }
 // removeJournal removes the plan first: a journal without a plan is garbage
 // wherever it is met.
 func removeJournal(fsys volume.FS, target string) error {
+	// A tombstone that was being written, when the journal was all there was.
+	if err := fsys.Remove(filepath.Join(target, volume.BackupLabelFile) + volume.TempSuffix); err != nil && !missing(err) {
+		return err
+	}
 	if err := volume.RemoveDurable(fsys, filepath.Join(journalDir(target), planName)); err != nil {
 		return err
 	}
-	if err := volume.RemoveAll(fsys, journalDir(target)); err != nil {
+	dir := journalDir(target)
+	for _, name := range []string{planName, logName, controlName, labelName} {
+		for _, name := range []string{name, name + volume.TempSuffix} {
+			if err := fsys.Remove(filepath.Join(dir, name)); err != nil && !missing(err) {
+				return err
+			}
+		}
+	}
+	if err := volume.RemoveAll(fsys, filepath.Join(dir, undoDirName)); err != nil {
+		return err
+	}
+	entries, err := fsys.ReadDir(dir)
+	if missing(err) {
+		return nil
+	}
+	if err != nil || len(entries) > 0 {
+		return err // what others keep there is not of the journal
+	}
+	if err := fsys.Remove(dir); err != nil {
 		return err
 	}
 	return fsys.SyncDir(target)

@@ -38,9 +38,13 @@ type PendingRun struct {
 	State     State `json:"state"`
 	Plan      *Plan `json:"plan"`
 	DoneBytes int64 `json:"done_bytes"` // durable, need not be copied again
+	// Undoing: it is being undone and cannot be resumed; Plan.Command is then
+	// the undo's.
+	Undoing bool `json:"undoing"`
 }
 
 // Pending looks for an unfinished run in target; nil means that there is none.
+// A finished run that keeps its undo is no unfinished run (see Undoable).
 // It refuses a directory whose tombstone or journal was tampered with.
 func Pending(fsys volume.FS, target string) (*PendingRun, error) {
 	stone, err := volume.ReadTombstone(fsys, target)
@@ -70,6 +74,12 @@ func Pending(fsys volume.FS, target string) (*PendingRun, error) {
 		}
 	}
 	p.State, err = stateOf(fsys, target, plan, stone.Work, f)
+	if err == nil && plan.Undo && p.State == Finished {
+		return nil, nil
+	}
+	if p.Undoing = f.undoing && p.State == Partial; p.Undoing && tombstoned {
+		plan.Command = stone.Command
+	}
 	return p, err
 }
 
@@ -79,7 +89,9 @@ func stateOf(fsys volume.FS, target string, plan *Plan, tombstone string, f fact
 		return Partial, nil
 	case tombstone != "":
 		return 0, exit.New(exit.Refused, "", "%s: the tombstone and the journal belong to different runs", target)
-	case f.finishing:
+	case f.undone, f.givenUp:
+		return Finished, nil
+	case f.finishing && !f.undoing:
 		return Finished, nil
 	case !f.begun:
 		return Planned, nil
@@ -87,6 +99,11 @@ func stateOf(fsys volume.FS, target string, plan *Plan, tombstone string, f fact
 	// Somebody removed the tombstone. As long as no server has written
 	// pg_control since, the run can go on and put it back.
 	same, err := controlUnchanged(fsys, target)
+	if err == nil && !same && f.undoing {
+		var started string
+		started, err = serverStarted(fsys, target, f)
+		same = started == ""
+	}
 	if err == nil && !same {
 		err = exit.New(exit.Refused, "the directory can only be filled anew (dbrepl seed, dbrecover restore)",
 			"%s holds a half-finished %s, its tombstone was removed and a server was started on it", target, plan.Operation)
@@ -116,5 +133,5 @@ func Discard(fsys volume.FS, target string) error {
 	if p.State == Partial {
 		return exit.New(exit.Refused, "resume it: "+p.Plan.Command, "%s is incomplete: its journal is needed to go on", target)
 	}
-	return removeJournal(fsys, target)
+	return clearJournal(fsys, target)
 }

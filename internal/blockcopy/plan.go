@@ -124,6 +124,7 @@ type Plan struct {
 	Created   time.Time       `json:"created"`
 	Source    string          `json:"source"`         // Source.Name()
 	Meta      json.RawMessage `json:"meta,omitempty"` // what the planner needs to know again when it resumes
+	Undo      bool            `json:"undo,omitempty"` // the journal keeps what an undo needs
 	Actions   []Action        `json:"actions"`
 	Totals    Totals          `json:"totals"`
 	// TaskBytes is the size of one unit of work and of journalling. It is

@@ -8,10 +8,10 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"tidemark/internal/exit"
@@ -36,16 +36,18 @@ import (
 //	5 pg_control   the new one, renamed over the old, durable  refuses; resume calls Finish anew
 //	6 label        the valid backup_label renamed over the     the target is whole and may start
 //	               tombstone, durable                          (Finished: the journal is garbage)
-//	7 clean up     JournalDir gone, its plan first             the target is whole
+//	7 clean up     JournalDir gone, its plan first; with the   the target is whole
+//	               undo kept it stays (see undo.go)
 //
 // A resumed run takes the plan from the journal, never a new one: what was
 // planned stays right, because replay starts at a redo point that lies before
 // every copy.
 //
-// Undo has its place at three points and nowhere else, for these are all that
-// destroy: before a task of 3b is written (its pre-images), in 3c (the tail)
-// and in 3d (rename aside instead of remove). Creations are undone from the
-// plan, pg_control and backup_label from their copies in the journal.
+// Undo has its place at five points and nowhere else: in 1 what every path was
+// is written down, and before a task of 3b is written (its pre-images), in 3c
+// (the tails), in 3d (rename aside instead of remove) and in 4 (the files it
+// replaces) what is destroyed is kept. pg_control and backup_label have their
+// copies in the journal. undolog.go says how it is kept, undo.go how it is used.
 
 // Finish is what a run needs to know only after its last byte is durable.
 type Finish struct {
@@ -76,7 +78,13 @@ type Options struct {
 	Source Source
 	Plan   *Plan // a new run; its ID is set
 	Resume bool  // go on with the plan that the target's journal holds
-	Jobs   int   // workers, DefaultJobs where 0
+	// Undo keeps what Undo needs; a resumed run does what its first one did.
+	// UndoFiles are small files besides that are restored with the rest: those
+	// that an operator sets up before the first start.
+	Undo        bool
+	UndoFiles   []string
+	UndoCommand string // the command line that undoes, for messages
+	Jobs        int    // workers, DefaultJobs where 0
 	// NoSync leaves out the fsync of copied data and of what the journal
 	// says of it. After a loss of power such a run must not be resumed.
 	NoSync bool
@@ -93,6 +101,7 @@ type Result struct {
 	FetchedBytes int64         `json:"fetched_bytes"` // by this run
 	SkippedBytes int64         `json:"skipped_bytes"` // durable from earlier runs
 	LateBytes    int64         `json:"late_bytes"`
+	UndoBytes    int64         `json:"undo_bytes"` // kept for the undo
 	Totals       Totals        `json:"totals"`
 	Elapsed      time.Duration `json:"-"`
 }
@@ -118,6 +127,7 @@ type runner struct {
 	state   State
 	modes   targetModes
 	journal *journal
+	undo    *undoKeeper
 	result  Result
 }
 
@@ -140,6 +150,8 @@ func newRunner(o Options) (*runner, error) {
 		return nil, err
 	case o.Resume && pending == nil:
 		return nil, exit.New(exit.Failed, "", "%s holds no unfinished run", o.Target)
+	case o.Resume && pending.Undoing:
+		return nil, exit.New(exit.Refused, "go on with the undo: "+pending.Plan.Command, "the %s of %s is being undone", pending.Plan.Operation, o.Target)
 	case o.Resume:
 		r.plan, r.state = pending.Plan, pending.State
 		r.result.Resumed = true
@@ -147,11 +159,14 @@ func newRunner(o Options) (*runner, error) {
 		return nil, exit.New(exit.Refused, "resume it: "+pending.Plan.Command,
 			"%s holds an unfinished %s, begun %s", o.Target, pending.Plan.Operation, pending.Plan.Created.Format(time.RFC3339))
 	default:
-		r.plan, err = newPlan(o.Plan)
+		if r.plan, err = newPlan(o.Plan); err == nil {
+			r.plan.Undo = o.Undo
+		}
 	}
 	if err != nil {
 		return nil, err
 	}
+	r.undo = newUndoKeeper(r.FS, r.Target, r.plan, r.modes, r.NoSync)
 	r.result.Totals = r.plan.Totals
 	return r, nil
 }
@@ -195,6 +210,10 @@ func (r *runner) run(ctx context.Context) error {
 	if err := r.change(ctx); err != nil {
 		return r.partial(err)
 	}
+	if r.undo != nil {
+		r.result.UndoBytes = r.undo.size()
+		return nil
+	}
 	if err := removeJournal(r.FS, r.Target); err != nil {
 		return exit.Wrap(err, exit.Failed, "the data directory is whole; remove "+JournalDir+" by hand or run the command again",
 			"cleaning up the journal")
@@ -216,6 +235,9 @@ func (r *runner) partial(err error) error {
 	if r.plan.Command != "" {
 		hint += ":\n    " + r.plan.Command
 	}
+	if r.undo != nil && r.UndoCommand != "" {
+		hint += "\nor bring it back to what it was before:\n    " + r.UndoCommand
+	}
 	if errors.Is(err, context.Canceled) {
 		return exit.Wrap(err, code, hint, "interrupted")
 	}
@@ -224,10 +246,16 @@ func (r *runner) partial(err error) error {
 
 // prepare is steps 1 and 2. On error the target is as it was, or tombstoned.
 func (r *runner) prepare() (err error) {
-	if r.state == 0 {
-		if err := createJournal(r.FS, r.Target, r.plan, r.modes); err != nil {
-			cleanup := volume.RemoveAll(r.FS, journalDir(r.Target))
+	switch {
+	case r.state == 0 || r.state == Planned && r.undo != nil: // a server may have run since it was planned
+		keep := func() error { return r.undo.begin(r.plan.Actions, r.UndoFiles) }
+		if err := createJournal(r.FS, r.Target, r.plan, r.modes, keep); err != nil {
+			cleanup := removeJournal(r.FS, r.Target)
 			return fmt.Errorf("writing the journal, nothing else is changed: %w", errors.Join(err, cleanup))
+		}
+	default:
+		if err := r.undo.load(); err != nil {
+			return fmt.Errorf("reading what is kept for the undo: %w", err)
 		}
 	}
 	if r.journal, err = openJournal(r.FS, r.Target, r.modes, r.NoSync); err != nil {
@@ -236,8 +264,11 @@ func (r *runner) prepare() (err error) {
 	if r.state == Partial && r.journal.begun && r.tombstoned() {
 		return nil
 	}
-	return volume.PlaceTombstone(r.FS, r.Target, volume.Tombstone{Operation: r.plan.Operation, Work: r.plan.ID,
-		Started: r.plan.Created, Command: r.plan.Command})
+	t := volume.Tombstone{Operation: r.plan.Operation, Work: r.plan.ID, Started: r.plan.Created, Command: r.plan.Command}
+	if r.undo != nil && r.UndoCommand != "" {
+		t.Hint = "Or bring the directory back to what it was before:\n\n    " + r.UndoCommand + "\n"
+	}
+	return volume.PlaceTombstone(r.FS, r.Target, t)
 }
 
 func (r *runner) tombstoned() bool {
@@ -267,9 +298,13 @@ func (r *runner) change(ctx context.Context) error {
 	r.Progress.Phase("copying", r.plan.Totals.Bytes, progress.Bytes)
 	r.Progress.Add(r.result.SkippedBytes)
 	copier := newCopier(r, r.plan.Actions, r.journal.note)
+	copier.before = r.undo.task
 	err := eachTask(ctx, todo, r.Jobs, copier.do)
 	r.result.FetchedBytes = copier.bytes.Load()
 	if err != nil {
+		return err
+	}
+	if err := r.undo.tails(r.tails(r.plan.Actions, r.journal.facts)); err != nil {
 		return err
 	}
 	if err := r.truncate(r.plan.Actions, r.journal.facts); err != nil {
@@ -387,15 +422,8 @@ func fetchRanges(actions []Action) []Range {
 // plan shortens are shortened.
 func (r *runner) truncate(actions []Action, f facts) error {
 	for i, a := range actions {
-		size := a.Size
-		switch {
-		case f.gone[i]:
-			continue
-		case a.Kind == Copy:
-			if short, ok := f.short[i]; ok {
-				size = min(size, short)
-			}
-		case a.Kind != Truncate:
+		size, ok := finalSize(i, a, f)
+		if !ok {
 			continue
 		}
 		if err := r.shorten(a.Path, size); err != nil {
@@ -403,6 +431,32 @@ func (r *runner) truncate(actions []Action, f facts) error {
 		}
 	}
 	return nil
+}
+
+// finalSize is the size that step 3c gives a file, where it does.
+func finalSize(i int, a Action, f facts) (size int64, ok bool) {
+	if f.gone[i] || a.Kind != Copy && a.Kind != Truncate {
+		return 0, false
+	}
+	if short, ok := f.short[i]; ok && a.Kind == Copy {
+		return min(a.Size, short), true
+	}
+	return a.Size, true
+}
+
+// tails is what truncate will cut off of the target's own files.
+func (r *runner) tails(actions []Action, f facts) []Range {
+	if r.undo == nil {
+		return nil
+	}
+	var tails []Range
+	for i, a := range actions {
+		was := r.undo.known[a.Path]
+		if size, ok := finalSize(i, a, f); ok && was.kind == undoFile && was.size > size {
+			tails = append(tails, Range{a.Path, size, was.size - size})
+		}
+	}
+	return tails
 }
 
 func (r *runner) shorten(name string, size int64) error {
@@ -424,21 +478,31 @@ func (r *runner) shorten(name string, size int64) error {
 
 // remove is step 3d: what the plan removes and what is gone at the source.
 func (r *runner) remove(actions []Action, f facts) error {
-	var names []string
+	first := map[string]int{}
 	for i, a := range actions {
-		if a.Kind == Remove || f.gone[i] {
-			names = append(names, a.Path)
+		if _, ok := first[a.Path]; !ok && (a.Kind == Remove || f.gone[i]) {
+			first[a.Path] = i
 		}
 	}
-	slices.SortFunc(names, func(a, b string) int { return strings.Compare(b, a) })
-	dirs := map[string]bool{}
-	for _, name := range slices.Compact(names) {
-		if err := r.FS.Remove(r.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	names := slices.Sorted(maps.Keys(first))
+	slices.Reverse(names)
+	s := dirSyncer{fsys: r.FS, first: r.undo.syncAside}
+	for _, name := range names {
+		if err := s.enter(filepath.Dir(r.path(name))); err != nil {
 			return err
 		}
-		dirs[filepath.Dir(r.path(name))] = true
+		if err := r.removeOne(name, first[name]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
-	return r.syncDirs(dirs)
+	return s.enter("")
+}
+
+func (r *runner) removeOne(name string, action int) error {
+	if r.undo != nil {
+		return r.undo.remove(name, action)
+	}
+	return r.FS.Remove(r.path(name))
 }
 
 // finish is steps 4 to 6.
@@ -446,6 +510,9 @@ func (r *runner) finish(ctx context.Context) error {
 	r.Progress.Phase("finishing", 0, progress.Items)
 	f, err := r.Finish(ctx)
 	if err != nil {
+		return err
+	}
+	if err := r.undo.finish(f); err != nil {
 		return err
 	}
 	if err := r.late(ctx, f.Late); err != nil {
@@ -467,6 +534,9 @@ func (r *runner) finish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := r.noteResult(f); err != nil {
+		return err
+	}
 	if err := r.journal.note(factFinishing); err != nil {
 		return err
 	}
@@ -479,6 +549,23 @@ func (r *runner) finish(ctx context.Context) error {
 		return volume.RemoveDurable(r.FS, r.path("backup_label"))
 	}
 	return volume.WriteFile(r.FS, r.path("backup_label"), f.Label, r.modes.file)
+}
+
+// noteResult notes what the target will be like when the run has ended, so
+// that an undo can tell whether a server was started on it.
+func (r *runner) noteResult(f Finish) error {
+	if r.undo == nil {
+		return nil
+	}
+	control, exists := f.Control, true
+	if control == nil {
+		data, err := volume.ReadFile(r.FS, r.path(volume.ControlPath), 0)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		control, exists = data, err == nil
+	}
+	return r.journal.note(factResult + " " + contentSum(control, exists) + " " + contentSum(f.Label, f.Label != nil))
 }
 
 // late copies what came into being while the plan was carried out. A late

@@ -59,5 +59,8 @@ func (j *job) pendingReport(p *blockcopy.PendingRun) (*Report, error) {
 	}
 	rep := &Report{Divergence: m.Divergence, Plan: &p.Plan.Totals, Pending: p.State.String()}
 	rep.Warnings = []string{"a rewind of this target was interrupted; run the same command again, it goes on where it stopped: " + p.Plan.Command}
+	if p.Undoing {
+		rep.Warnings = []string{"the undo of a rewind of this target was interrupted; run it again, it goes on: " + p.Plan.Command}
+	}
 	return rep, nil
 }

@@ -28,6 +28,8 @@ type Options struct {
 	TakeConfig        bool              // take the source's configuration files too
 	TablespaceMap     map[string]string // the source's tablespace location -> the one to use here
 	DryRun            bool              // plan, change nothing
+	NoUndo            bool              // keep nothing for an undo
+	UndoCommand       string            // the command line that undoes, for the tombstone and for messages
 	Jobs              int
 	Command           string // the command line to run again, for the tombstone and for messages
 
@@ -88,7 +90,8 @@ type Result struct {
 	Plan     *blockcopy.Plan   `json:"plan,omitempty"`       // with DryRun: the very plan that would run
 	Totals   *blockcopy.Totals `json:"totals,omitempty"`
 	Seconds  float64           `json:"elapsed_seconds"`
-	Standby  bool              `json:"standby"` // the target is set up to start as a standby
+	Undo     int64             `json:"undo_bytes"` // kept in the target for an undo; 0 where it cannot be undone
+	Standby  bool              `json:"standby"`    // the target is set up to start as a standby
 	Warnings []string          `json:"warnings,omitempty"`
 }
 

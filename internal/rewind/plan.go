@@ -131,13 +131,13 @@ func (p *planner) unchanged(e blockcopy.Entry) {
 // The target's own, whatever the source has under these names: its log
 // directories, and what belongs to one server only.
 var ownNames = map[string]bool{
-	"log": true, "pg_log": true, volume.OwnDir: true, "backup_label.old": true, "tablespace_map.old": true,
+	"log": true, "pg_log": true, "backup_label.old": true, "tablespace_map.old": true,
 	"standby.signal": true, "recovery.signal": true, "postmaster.opts": true, "current_logfiles": true,
 }
 
 func own(path string) bool {
 	top, _, _ := strings.Cut(path, "/")
-	return ownNames[top]
+	return ownNames[top] || volume.InOwnDir(path)
 }
 
 // skipped tells whether an entry is no part of any copy.

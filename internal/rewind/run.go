@@ -114,11 +114,12 @@ func (j *job) apply(ctx context.Context, res *Result, plan *blockcopy.Plan, resu
 	}
 	o := blockcopy.Options{Target: j.Target, FS: j.fs, Source: j.source, Jobs: j.Jobs, NoSync: j.NoSync, Progress: j.Progress, Log: j.Log, Resume: resume,
 		Finish: func(ctx context.Context) (blockcopy.Finish, error) { return j.finish(ctx, m) }}
+	o.Undo, o.UndoFiles, o.UndoCommand = !j.NoUndo, setUpByHand, j.UndoCommand
 	if !resume {
 		o.Plan = plan
 	}
 	r, err := blockcopy.Run(ctx, o)
-	res.Bytes, res.Skipped, res.Totals = r.FetchedBytes+r.LateBytes, r.SkippedBytes, &r.Totals
+	res.Bytes, res.Skipped, res.Totals, res.Undo = r.FetchedBytes+r.LateBytes, r.SkippedBytes, &r.Totals, r.UndoBytes
 	if err != nil {
 		return err
 	}
@@ -135,6 +136,9 @@ func (j *job) apply(ctx context.Context, res *Result, plan *blockcopy.Plan, resu
 func (j *job) goOn(ctx context.Context, p *blockcopy.PendingRun) (*Result, error) {
 	if p.Plan.Operation != "rewind" && p.State != blockcopy.Finished {
 		return nil, exit.New(exit.Refused, "run that command again: "+p.Plan.Command, "%s holds an unfinished %s", j.Target, p.Plan.Operation)
+	}
+	if p.Undoing {
+		return nil, exit.New(exit.Refused, "go on with the undo: "+p.Plan.Command, "%s holds a rewind that is being undone", j.Target)
 	}
 	if j.DryRun {
 		if p.State != blockcopy.Partial {

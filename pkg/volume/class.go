@@ -67,7 +67,7 @@ func Classify(path string) Class {
 	case path == ControlPath:
 		return ClassControl
 	case strings.HasSuffix(name, TempSuffix), strings.HasSuffix(name, OwnSuffix), strings.HasPrefix(name, "pgsql_tmp"),
-		strings.HasPrefix(name, "pg_internal.init"), deep && inTempDir(rest), top == OwnDir:
+		strings.HasPrefix(name, "pg_internal.init"), deep && inTempDir(rest), InOwnDir(path):
 		return ClassSkip
 	case !deep && skipFiles[path], deep && emptyDirs[top]:
 		return ClassSkip
@@ -86,6 +86,21 @@ func Classify(path string) Class {
 // OwnDir is the directory in a data directory where Tidemark keeps what it
 // needs to go on or to undo. No copy takes it along.
 const OwnDir = "tidemark"
+
+// InOwnDir tells whether a path is an OwnDir or lies in one. There is one at
+// the top, and there may be one in each directory of the top and in each
+// tablespace: files that are kept for an undo stay on their file system.
+func InOwnDir(path string) bool {
+	first, rest, _ := strings.Cut(path, "/")
+	if first == OwnDir {
+		return true
+	}
+	if first == "pg_tblspc" {
+		_, rest, _ = strings.Cut(rest, "/")
+	}
+	second, _, _ := strings.Cut(rest, "/")
+	return second == OwnDir
+}
 
 // OwnSuffix ends the names of files in a data directory that are Tidemark's.
 // No copy takes them along.
@@ -131,7 +146,7 @@ func ClassifyDir(path string) Class {
 		return ClassKeepEmpty
 	case path == "pg_wal/archive_status", path == "pg_wal/summaries":
 		return ClassKeepEmpty
-	case top == OwnDir, deep && emptyDirs[top], strings.HasPrefix(name, "pgsql_tmp"), deep && inTempDir(rest):
+	case InOwnDir(path), deep && emptyDirs[top], strings.HasPrefix(name, "pgsql_tmp"), deep && inTempDir(rest):
 		return ClassSkip
 	}
 	return ClassDir
