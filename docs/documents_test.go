@@ -22,6 +22,7 @@ var documents = []struct {
 	{"dbrecover run", recovery.RunResult{}},
 	{"dbrewind check", rewind.Report{}},
 	{"dbrewind run", rewind.Result{}},
+	{"dbrewind undo", rewind.UndoResult{}},
 	{"dbrepl seed", replication.SeedResult{}},
 	{"dbrepl start and status", replication.Status{}},
 	{"dbrepl stop", replication.StopResult{}},
