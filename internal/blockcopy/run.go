@@ -266,7 +266,7 @@ func (r *runner) prepare() (err error) {
 	}
 	t := volume.Tombstone{Operation: r.plan.Operation, Work: r.plan.ID, Started: r.plan.Created, Command: r.plan.Command}
 	if r.undo != nil && r.UndoCommand != "" {
-		t.Hint = "Or bring the directory back to what it was before:\n\n    " + r.UndoCommand + "\n"
+		t.Hint = "Or bring the directory back to what it was before:\n\n    " + r.UndoCommand + "\n\n"
 	}
 	return volume.PlaceTombstone(r.FS, r.Target, t)
 }

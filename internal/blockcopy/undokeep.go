@@ -116,10 +116,12 @@ func (u *undoKeeper) write(name string, fill func(*undoWriter) error) error {
 	if err != nil {
 		return err
 	}
-	if err := fill(w); err != nil {
-		return errors.Join(err, w.abandon())
+	if err = fill(w); err == nil {
+		err = w.commit()
+	} else {
+		err = errors.Join(err, w.abandon())
 	}
-	if err := w.commit(); err != nil {
+	if err != nil {
 		return fmt.Errorf("keeping what the undo needs: %w", err)
 	}
 	u.mu.Lock()
