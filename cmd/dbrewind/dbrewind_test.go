@@ -40,7 +40,7 @@ func TestDropInOptions(t *testing.T) {
 	if _, _, code := run(t, "run", "--nonsense"); code != int(exit.Usage) {
 		t.Error(code)
 	}
-	for _, args := range [][]string{{"-?"}, {"--help"}, {"run", "--help"}, {"check", "--help"}, {"-V"}, {"--version"}} {
+	for _, args := range [][]string{{"-?"}, {"--help"}, {"run", "--help"}, {"check", "--help"}, {"undo", "--help"}, {"-V"}, {"--version"}} {
 		stdout, stderr, code := run(t, args...)
 		if code != 0 || stdout == "" || stderr != "" {
 			t.Errorf("%q: %d %q %q", args, code, stdout, stderr)
@@ -50,6 +50,21 @@ func TestDropInOptions(t *testing.T) {
 				t.Errorf("%q: a line of %d characters: %s", args, len(line), line)
 			}
 		}
+	}
+}
+
+func TestUndoRefusals(t *testing.T) {
+	dir := t.TempDir()
+	for _, args := range [][]string{{"undo", "-D", dir}, {"undo", "-D", dir, "--discard"}} {
+		if _, stderr, code := run(t, args...); code != int(exit.Refused) || !strings.Contains(stderr, dir) {
+			t.Errorf("%q: %d %s", args, code, stderr)
+		}
+	}
+	if _, stderr, code := run(t, "undo", "-D", dir+"/none"); code != int(exit.Failed) {
+		t.Errorf("%d %s", code, stderr)
+	}
+	if _, _, code := run(t, "undo"); code != int(exit.Usage) {
+		t.Error(code)
 	}
 }
 
