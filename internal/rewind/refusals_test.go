@@ -3,6 +3,7 @@ package rewind
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -183,9 +184,22 @@ func TestInterrupted(t *testing.T) {
 	p := newPair(t, pgtest.Options{WALSegMB: 1})
 	p.diverge()
 	p.old.Stop()
+	label := filepath.Join(p.old.Dir, volume.BackupLabelFile)
+	o := p.options()
+	o.fs = faultfs.Wrap(volume.OS, faultfs.FailAt(5, syscall.ENOSPC))
+	if _, err := Run(t.Context(), o); !errors.Is(err, syscall.ENOSPC) || exit.CodeOf(err) != exit.Failed {
+		t.Fatalf("a full disk before the first change: code %d: %v", exit.CodeOf(err), err)
+	}
+	if _, err := os.Stat(label); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatalf("a full disk before the first change leaves a label: %v", err)
+	}
+	changing := false // from the tombstone on
 	for _, at := range []int{20, 60, 200, -1} {
 		o := p.options()
 		o.fs = faultfs.Wrap(volume.OS, func(op faultfs.Op) error {
+			if changing = changing || op.Name == "rename" && op.Path == label; !changing {
+				return nil
+			}
 			if at--; at == -1 || at < -1 && strings.Contains(op.Path, "standby.signal") {
 				return syscall.ENOSPC
 			}
@@ -199,7 +213,7 @@ func TestInterrupted(t *testing.T) {
 		p.refusesToStart()
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	o := p.options()
+	o = p.options()
 	o.fs = faultfs.Wrap(volume.OS, func(op faultfs.Op) error { cancel(); return nil })
 	if _, err := Run(ctx, o); exit.CodeOf(err) != exit.Partial {
 		t.Fatal(err)
