@@ -63,9 +63,8 @@ func (c *Cluster) Switchover(ctx context.Context, o SwitchoverOptions) (*Report,
 	if settled, err := r.settled(r.planSwitchover(ctx, o.To), "the switchover to "+o.To, o.DryRun); settled {
 		return report, err
 	}
-	err = r.execute(ctx)
 	defer func() { report.Took = seconds(time.Since(start)) }()
-	return report, r.conclude(ctx, err)
+	return report, r.conclude(ctx, r.execute(ctx))
 }
 
 // observeSettled observes, and where a server is on its way down (a killed
