@@ -375,14 +375,15 @@ func (n *Node) kill() bool {
 	return true
 }
 
-// dropStaleLock removes postmaster.pid where the killed process still has its
-// entry in the process table: one that a command under test started belongs to
-// the system's first process, which in a container may never collect it, and
-// the server takes the entry for a living one.
+// dropStaleLock removes postmaster.pid and the socket's lock where the killed
+// process still has its entry in the process table: one that a command under
+// test started belongs to the system's first process, which in a container may
+// never collect it, and the server takes the entry for a living one.
 func (n *Node) dropStaleLock(pid int) {
 	for deadline := time.Now().Add(time.Second); syscall.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			os.Remove(filepath.Join(n.Dir, "postmaster.pid"))
+			os.Remove(filepath.Join(n.SocketDir, fmt.Sprintf(".s.PGSQL.%d.lock", n.Port)))
 			return
 		}
 	}
