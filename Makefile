@@ -17,7 +17,7 @@ space := $(empty) $(empty)
 list   = $(subst $(space),$(comma),$(strip $(1)))
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-matrix bench fuzz lint demo fixtures clean postgres
+.PHONY: help build test test-matrix bench bench-rewind fuzz lint demo fixtures clean postgres
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,6 +38,10 @@ bench: ## run the benchmarks, with the ratios to PostgreSQL's own tools
 	@scripts/postgres.sh ensure
 	$(GO) test -run '^$$' -bench . -benchmem -p 1 -timeout 30m ./...
 	$(GO) run ./bench
+
+bench-rewind: ## dbrewind against pg_rewind on copies of a 3 GB cluster (BENCHFLAGS=-short: a minute)
+	@scripts/postgres.sh ensure
+	$(GO) run ./bench/rewind $(BENCHFLAGS)
 
 fuzz: ## run every fuzz target for FUZZTIME each (default 20s)
 	@set -e; for pkg in $$($(GO) list ./...); do \

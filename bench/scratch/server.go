@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/user"
 	"path/filepath"
 	"strconv"
@@ -25,6 +24,7 @@ type Server struct {
 	Bin   postgres.Installation
 	Dir   string // scratch directory; the server's socket and log are in it
 	Data  string // data directory
+	Port  int    // 0: the default one
 	owner *syscall.Credential
 }
 
@@ -48,31 +48,46 @@ timezone = 'UTC'
 
 // New makes a cluster. It does not start it.
 func New(o Options) (*Server, error) {
-	bin, err := postgres.Find(o.Major, "")
-	if err != nil {
-		return nil, err
-	}
 	dir, err := os.MkdirTemp("", "tidemark-scratch")
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Major: o.Major, Bin: bin, Dir: dir, Data: filepath.Join(dir, "data")}
-	if os.Getuid() == 0 {
-		if err := s.disown(); err != nil {
-			return nil, err
-		}
+	s, err := at(o.Major, dir)
+	if err == nil {
+		err = s.Chown(dir)
 	}
+	if err == nil {
+		err = s.Init(o)
+	}
+	return s, err
+}
+
+// at is a server's place in dir, which need not exist.
+func at(major int, dir string) (*Server, error) {
+	bin, err := postgres.Find(major, "")
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{Major: major, Bin: bin, Dir: dir, Data: filepath.Join(dir, "data")}
+	if os.Getuid() == 0 {
+		err = s.disown()
+	}
+	return s, err
+}
+
+// Init makes the cluster in the server's data directory.
+func (s *Server) Init(o Options) error {
 	args := []string{"-D", s.Data, "-A", "trust", "-N", "-U", "postgres", "--no-locale", "-E", "UTF8", fmt.Sprintf("--wal-segsize=%d", o.SegmentMB)}
 	if o.Checksums {
 		args = append(args, "-k")
 	}
 	if err := s.Run("initdb", args...); err != nil {
-		return nil, err
+		return err
 	}
-	return s, s.Configure(fmt.Sprintf(config, dir) + o.Config)
+	return s.Configure(fmt.Sprintf(config, s.Dir) + o.Config)
 }
 
-// disown gives the scratch directory to the user that the server will run as.
+// disown finds the user that the server will run as.
 func (s *Server) disown() error {
 	u, err := user.Lookup("postgres")
 	if err != nil {
@@ -81,7 +96,7 @@ func (s *Server) disown() error {
 	uid, _ := strconv.Atoi(u.Uid)
 	gid, _ := strconv.Atoi(u.Gid)
 	s.owner = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-	return s.Chown(s.Dir)
+	return nil
 }
 
 // Chown gives a file to the user that the server runs as.
@@ -104,10 +119,7 @@ func (s *Server) Configure(lines string) error {
 
 // Run runs one of the server's programs as the server's user.
 func (s *Server) Run(program string, args ...string) error {
-	cmd := exec.Command(s.Bin.Path(program), args...)
-	cmd.Dir = s.Dir
-	cmd.Env = append(os.Environ(), "TZ=UTC", "LC_ALL=C", "PGHOST=", "PGDATABASE=")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.owner}
+	cmd := s.Command(s.Bin.Path(program), args...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
@@ -118,11 +130,20 @@ func (s *Server) Run(program string, args ...string) error {
 }
 
 // Log is the file that holds the server's messages.
-func (s *Server) Log() string { return filepath.Join(s.Dir, "server.log") }
+func (s *Server) Log() string {
+	if s.Port != 0 {
+		return s.Data + ".log"
+	}
+	return filepath.Join(s.Dir, "server.log")
+}
 
 // Start starts the server and waits until it accepts sessions.
 func (s *Server) Start() error {
-	return s.Run("pg_ctl", "-D", s.Data, "-l", s.Log(), "-w", "start")
+	args := []string{"-D", s.Data, "-l", s.Log(), "-w", "start"}
+	if s.Port != 0 {
+		args = append(args, "-o", fmt.Sprintf("-p %d", s.Port))
+	}
+	return s.Run("pg_ctl", args...)
 }
 
 // Stop stops the server in one of pg_ctl's modes.
@@ -131,7 +152,7 @@ func (s *Server) Stop(mode string) error {
 }
 
 func (s *Server) connect(ctx context.Context) (*pgx.Conn, error) {
-	c, err := pgx.ParseConfig(fmt.Sprintf("host=%s user=postgres dbname=postgres", s.Dir))
+	c, err := pgx.ParseConfig(s.Conninfo())
 	if err != nil {
 		return nil, err
 	}
