@@ -14,7 +14,7 @@ const module = "tidemark/"
 
 // The packages that others stand on.
 var (
-	public = []string{"pkg/wal", "pkg/timeline", "pkg/volume"}
+	public = []string{"pkg/wal", "pkg/timeline", "pkg/volume", "pkg/catalog"}
 	plain  = []string{"internal/exit", "internal/progress"}
 	engine = append(append([]string{"internal/blockcopy"}, public...), plain...)
 	ground = append([]string{"internal/postgres", "internal/repo"}, engine...)
@@ -26,6 +26,7 @@ var arrows = map[string][]string{
 	"pkg/wal":              {},
 	"pkg/timeline":         {"pkg/wal"},
 	"pkg/volume":           {"pkg/wal", "pkg/timeline"},
+	"pkg/catalog":          {"pkg/wal", "pkg/timeline", "pkg/volume"},
 	"internal/exit":        {},
 	"internal/progress":    {},
 	"internal/blockcopy":   append(append([]string{}, public...), plain...),
