@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -108,27 +107,4 @@ func totals(p *blockcopy.Totals, bytes int64) []any {
 		"blocks", fmt.Sprintf("%s in %s", cli.Bytes(p.PatchedBytes), cli.Plural(p.Patched, "file", "files")),
 		"whole files", fmt.Sprintf("%s in %s", cli.Bytes(p.CopiedBytes), cli.Plural(p.Copied, "file", "files")),
 		"files to remove", cli.Count(p.Removed), "files left alone", cli.Count(p.Unchanged)}
-}
-
-// shownTransactions is how many lost transactions are printed for people.
-const shownTransactions = 20
-
-func renderLost(t *cli.Text, r *rewind.Report) {
-	t.Blank()
-	t.Line("A rewind loses %s and %s of WAL:", cli.Plural(len(r.Lost), "committed transaction", "committed transactions"), cli.Bytes(r.LostBytes))
-	if len(r.Lost) == 0 {
-		return
-	}
-	tab := cli.NewTable(">xid", "committed", "relation files (tablespace/database/file)")
-	for _, x := range r.Lost[:min(len(r.Lost), shownTransactions)] {
-		what := strings.Join(x.Relations, " ")
-		if len(x.Dropped) > 0 {
-			what += " dropped: " + strings.Join(x.Dropped, " ")
-		}
-		tab.Row(strconv.FormatUint(uint64(x.XID), 10), cli.Time(x.Time), what)
-	}
-	t.Table(tab)
-	if more := len(r.Lost) - shownTransactions; more > 0 {
-		t.Line("and %s; --json lists them all.", cli.Plural(more, "more", "more"))
-	}
 }

@@ -44,7 +44,7 @@ func Check(ctx context.Context, o Options) (*Report, error) {
 func (j *job) fill(ctx context.Context, rep *Report, p *planner) (err error) {
 	rep.Plan, rep.LateBytes, rep.Missing, rep.Blocks = &p.plan.Totals, p.lateBytes(), p.missing, p.blocks
 	rep.LostBytes = int64(rep.Target.End - rep.Fork.LSN)
-	rep.Lost, rep.RelationFiles, err = j.lost(ctx, rep.Fork.LSN, rep.Target.End)
+	err = j.describeLost(ctx, rep)
 	if j.crashed {
 		j.warn("the target was not shut down cleanly; a rewind recovers it first, and aborts its open transactions")
 	}

@@ -3,9 +3,6 @@ package rewind
 import (
 	"context"
 	"errors"
-	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"tidemark/pkg/wal"
@@ -13,111 +10,202 @@ import (
 
 // LostTransaction is a transaction that the target committed after the fork.
 type LostTransaction struct {
-	XID       uint32    `json:"xid"`
-	LSN       wal.LSN   `json:"lsn"`                 // of the commit record
-	Time      time.Time `json:"commit_time"`         // as the target's clock had it
-	GID       string    `json:"gid,omitempty"`       // of a prepared transaction, where the WAL tells it
-	Relations []string  `json:"relations,omitempty"` // main forks it changed after the fork: tablespace/database/file number
-	Dropped   []string  `json:"dropped,omitempty"`   // relations whose files it removed
-	Subxacts  int       `json:"subtransactions,omitempty"`
+	XID       uint32           `json:"xid"`
+	LSN       wal.LSN          `json:"lsn"`                 // of the commit record; of the prepare record for one that is prepared only
+	Time      time.Time        `json:"commit_time"`         // as the target's clock had it; when it was prepared for one that is prepared only
+	GID       string           `json:"gid,omitempty"`       // of a prepared transaction, where the WAL tells it
+	Changes   []RelationChange `json:"changes,omitempty"`   // rows that it changed, tables of users first
+	Created   []string         `json:"created,omitempty"`   // tables, sequences and materialized views that it made and that are there
+	Truncated []string         `json:"truncated,omitempty"` // tables that it emptied by TRUNCATE
+	Rewritten []string         `json:"rewritten,omitempty"` // tables to which it gave a new file: VACUUM FULL, CLUSTER, ALTER TABLE, REFRESH
+	Removed   []string         `json:"removed,omitempty"`   // tables, sequences and materialized views that it dropped
+	Relations []string         `json:"relations,omitempty"` // main forks it changed, indexes too: tablespace/database/file number
+	Dropped   []string         `json:"dropped,omitempty"`   // files it removed: tablespace/database/file number
+	Subxacts  int              `json:"subtransactions,omitempty"`
 }
 
-// lost lists what the target's WAL holds between the fork and its end:
-// commits, and the relation files that were changed at all.
-func (j *job) lost(ctx context.Context, fork, end wal.LSN) ([]LostTransaction, []string, error) {
-	o := j.walOptions(fork)
-	o.FindFirst = true
-	o.End = end
-	r, err := wal.NewReader(ctx, j.wal, o)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer r.Close()
-	c := collector{open: map[uint32]relations{}, all: relations{}}
-	for r.Next() {
-		if err := c.record(r.Record()); err != nil {
-			return nil, nil, err
+// RelationChange is what a transaction did to the rows of a relation.
+type RelationChange struct {
+	Relation string `json:"relation"` // database.schema.name, or "file " and its numbers where no catalog knows it
+	File     string `json:"file"`     // tablespace/database/file number
+	Kind     string `json:"kind"`     // table, materialized view, sequence, toast, catalog, large objects, index or unknown
+	Inserted int64  `json:"inserted"` // rows
+	Updated  int64  `json:"updated"`  // rows
+	Deleted  int64  `json:"deleted"`  // rows
+}
+
+// rowCounts are the rows that a transaction changed in a relation's file.
+type rowCounts struct {
+	file                       wal.RelFile
+	inserted, updated, deleted int64
+}
+
+// txn is what a transaction, or a subtransaction, did so far. Most touch a
+// handful of files, which a list finds faster than a map.
+type txn struct {
+	files     []rowCounts
+	index     map[wal.RelFile]int // into files, once there are many
+	created   []wal.RelFile       // main forks
+	truncated []uint32            // OIDs, where the WAL tells them
+}
+
+const manyFiles = 12
+
+func (t *txn) at(f wal.RelFile) *rowCounts {
+	if t.index != nil {
+		if i, ok := t.index[f]; ok {
+			return &t.files[i]
+		}
+	} else {
+		for i := range t.files {
+			if t.files[i].file == f {
+				return &t.files[i]
+			}
 		}
 	}
-	var torn *wal.TornTail
-	if err := r.Err(); err != nil && !(j.crashed && errors.As(err, &torn)) {
-		return nil, nil, j.wal.explain(err, "listing the target's transactions after the fork")
+	t.files = append(t.files, rowCounts{file: f})
+	if t.index != nil {
+		t.index[f] = len(t.files) - 1
+	} else if len(t.files) > manyFiles {
+		t.index = map[wal.RelFile]int{}
+		for i := range t.files {
+			t.index[t.files[i].file] = i
+		}
 	}
-	return c.lost, c.all.names(), nil
+	return &t.files[len(t.files)-1]
 }
 
-type relations map[wal.RelFile]bool
-
-func (r relations) names() []string {
-	var out []string
-	for f := range r {
-		out = append(out, f.String())
+func (t *txn) add(o *txn) {
+	if o == nil {
+		return
 	}
-	slices.Sort(out)
+	for i := range o.files {
+		c := t.at(o.files[i].file)
+		c.inserted += o.files[i].inserted
+		c.updated += o.files[i].updated
+		c.deleted += o.files[i].deleted
+	}
+	t.created = append(t.created, o.created...)
+	t.truncated = append(t.truncated, o.truncated...)
+}
+
+// ended is a transaction that committed, or was prepared, after the fork.
+type ended struct {
+	xid     uint32
+	subs    []uint32
+	lsn     wal.LSN
+	time    time.Time
+	gid     string
+	dropped []wal.RelFile
+	work    *txn
+}
+
+// history is what the target's WAL says of transactions.
+type lostWork struct {
+	committed []*ended          // after the fork, in the order of their commits
+	prepared  map[uint32]*ended // prepared, and neither committed nor aborted
+	files     map[wal.RelFile]bool
+	commits   map[uint32]bool // every transaction and subtransaction that committed, before the fork too
+	begun     wal.LSN         // where reading began
+}
+
+// xids are the numbers of the transactions that committed after the fork, and
+// of their subtransactions.
+func (w *lostWork) xids() map[uint32]bool {
+	out := map[uint32]bool{}
+	for _, e := range w.committed {
+		if e.xid != 0 {
+			out[e.xid] = true
+		}
+		for _, sub := range e.subs {
+			out[sub] = true
+		}
+	}
 	return out
 }
 
-// collector keeps, per open transaction, the relations it changed.
-type collector struct {
-	open map[uint32]relations
-	all  relations
-	lost []LostTransaction
-}
-
-func (c *collector) record(r *wal.Record) error {
-	for i := range r.Blocks {
-		if f := r.Blocks[i].File; f.Fork == wal.ForkMain && !c.all[f] {
-			c.all[f] = true
-		}
-		c.touch(r, r.Blocks[i].File)
+// lostWork reads the target's WAL from the last common checkpoint's redo point
+// on: what a transaction did before the fork is lost, too, when it committed
+// behind it. Where one began before even that, WAL from further back is read.
+func (j *job) lostWork(ctx context.Context, d *Divergence, end wal.LSN) (*lostWork, error) {
+	fork := d.Fork.LSN
+	w, err := j.readLost(ctx, min(d.Checkpoint.Redo, fork), fork, end)
+	if errors.Is(err, wal.ErrNoSegment) {
+		j.warn("the target's WAL before the fork is not at hand: what the listed transactions did before %s is not counted", fork)
+		return j.readLost(ctx, fork, fork, end)
 	}
-	if r.RMID != wal.RmTransaction {
-		return nil
-	}
-	detail, err := wal.Decode(r)
 	if err != nil {
-		return fmt.Errorf("the record at %s: %w", r.LSN, err)
+		return nil, err
 	}
-	switch d := detail.(type) {
-	case *wal.Commit:
-		c.commit(r.LSN, d)
-	case *wal.Abort:
-		delete(c.open, d.XID)
-		for _, sub := range d.Subtransactions {
-			delete(c.open, sub)
+	oldest, err := j.oldest(ctx, w, d.Checkpoint.LSN)
+	if err != nil || oldest == 0 {
+		return w, err
+	}
+	redo, err := j.redoBefore(ctx, d.Checkpoint.LSN, oldest)
+	if err == nil && redo < w.begun {
+		var more *lostWork
+		if more, err = j.readLost(ctx, redo, fork, end); err == nil {
+			return more, nil
 		}
 	}
-	return nil
+	if err != nil && !errors.Is(err, wal.ErrNoSegment) {
+		return nil, err
+	}
+	if err != nil {
+		j.warn("transaction %d began before %s, and the WAL before that is not at hand: what it did there is not counted", oldest, w.begun)
+	}
+	return w, nil
 }
 
-func (c *collector) touch(r *wal.Record, f wal.RelFile) {
-	if r.XID == 0 || f.Fork != wal.ForkMain {
-		return
+// oldest is the oldest lost transaction that may have begun before the redo
+// point of the checkpoint at lsn, 0 for none.
+func (j *job) oldest(ctx context.Context, w *lostWork, lsn wal.LSN) (uint32, error) {
+	r, err := wal.NewReader(ctx, j.wal, j.walOptions(lsn))
+	if err != nil {
+		return 0, err
 	}
-	set := c.open[r.XID]
-	if set == nil {
-		set = relations{}
-		c.open[r.XID] = set
+	defer r.Close()
+	rec, err := r.ReadAt(lsn)
+	if err != nil {
+		return 0, j.wal.explain(err, "reading the last common checkpoint")
 	}
-	set[f] = true
+	detail, err := wal.Decode(rec)
+	c, ok := detail.(*wal.Checkpoint)
+	if err != nil || !ok {
+		return 0, err
+	}
+	oldest := uint32(0)
+	consider := func(xid uint32) {
+		if xid != 0 && precedes(xid, uint32(c.NextXID)) && (oldest == 0 || precedes(xid, oldest)) {
+			oldest = xid
+		}
+	}
+	for _, e := range w.committed {
+		consider(e.xid)
+	}
+	for xid := range w.prepared {
+		consider(xid)
+	}
+	return oldest, nil
 }
 
-// commit takes a commit in. One without a transaction id removed files only.
-func (c *collector) commit(lsn wal.LSN, d *wal.Commit) {
-	touched := relations{}
-	maps.Copy(touched, c.open[d.XID])
-	delete(c.open, d.XID)
-	for _, sub := range d.Subtransactions {
-		maps.Copy(touched, c.open[sub])
-		delete(c.open, sub)
-	}
-	dropped := relations{}
-	for _, f := range d.Dropped {
-		dropped[f] = true
-	}
-	if d.XID == 0 && len(dropped) == 0 {
-		return
-	}
-	c.lost = append(c.lost, LostTransaction{XID: d.XID, LSN: lsn, Time: d.Time.UTC(), GID: d.GID,
-		Relations: touched.names(), Dropped: dropped.names(), Subxacts: len(d.Subtransactions)})
+// precedes compares transaction numbers, which wrap around.
+func precedes(a, b uint32) bool { return int32(a-b) < 0 }
+
+// redoBefore finds the redo point of the last checkpoint before the one at lsn
+// at which the transaction had not begun.
+func (j *job) redoBefore(ctx context.Context, lsn wal.LSN, xid uint32) (redo wal.LSN, err error) {
+	err = wal.WalkBack(ctx, j.wal, j.walOptions(0), lsn, func(r *wal.Record) (bool, error) {
+		detail, err := wal.Decode(r)
+		if err != nil {
+			return false, err
+		}
+		c, ok := detail.(*wal.Checkpoint)
+		if !ok || precedes(xid, uint32(c.NextXID)) {
+			return true, nil
+		}
+		redo = c.Redo
+		return false, nil
+	})
+	return redo, err
 }

@@ -1,6 +1,7 @@
 package rewind
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"testing"
@@ -81,4 +82,97 @@ func xid(t testing.TB, text string) uint32 {
 		t.Fatal(err)
 	}
 	return uint32(n)
+}
+
+// TestLostRows compares rows per transaction and table with what the client
+// did, from before the fork on and through subtransactions, COPY, upserts, two
+// databases, prepared transactions, TRUNCATE, rewriting and dropping.
+func TestLostRows(t *testing.T) {
+	for _, crashed := range []bool{false, true} {
+		t.Run(map[bool]string{false: "stopped", true: "crashed"}[crashed], func(t *testing.T) {
+			pgtest.Each(t, func(t *testing.T, major int) { testLostRows(t, major, crashed) })
+		})
+	}
+}
+
+func testLostRows(t *testing.T, major int, crashed bool) {
+	p := newPair(t, pgtest.Options{Major: major, Config: []string{"max_prepared_transactions = 5"}})
+	p.old.Exec("CREATE TABLE u (i int PRIMARY KEY, v text); INSERT INTO u VALUES (1, 'x')")
+	p.old.Exec("CREATE DATABASE other")
+	p.old.ExecIn("other", "CREATE TABLE far (i int)")
+	begun := p.old.Conn() // writes before the checkpoint that will be common
+	run := func(s string) {
+		t.Helper()
+		if _, err := begun.Exec(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run("BEGIN")
+	run("INSERT INTO u SELECT g, 'before' FROM generate_series(100, 104) g")
+	p.old.Exec("CHECKPOINT")
+	p.new.WaitFor(p.old)
+	p.new.Exec("CHECKPOINT")
+	p.new.Promote()
+	want := map[string]int{"postgres.public.u +6 ~0 -0": 1}
+	for _, x := range []struct{ sql, rows string }{
+		{"INSERT INTO u SELECT g, 'new' FROM generate_series(200, 209) g", "postgres.public.u +10 ~0 -0"},
+		{"UPDATE u SET v = repeat('long', 10000) WHERE i BETWEEN 200 AND 202", "postgres.public.u +0 ~3 -0"},
+		{"DELETE FROM u WHERE i BETWEEN 200 AND 201", "postgres.public.u +0 ~0 -2"},
+		{"INSERT INTO u VALUES (1, 'up'), (300, 'x') ON CONFLICT (i) DO UPDATE SET v = 'upserted'", "postgres.public.u +1 ~1 -0"},
+		{"BEGIN; INSERT INTO u VALUES (301); SAVEPOINT a; INSERT INTO u VALUES (302); ROLLBACK TO a; SAVEPOINT b; DELETE FROM u WHERE i = 300; COMMIT", "postgres.public.u +1 ~0 -1"},
+		{"BEGIN; INSERT INTO u VALUES (400), (401); PREPARE TRANSACTION 'one'", ""},
+		{"COMMIT PREPARED 'one'", "postgres.public.u +2 ~0 -0"},
+	} {
+		p.old.Exec(x.sql)
+		if x.rows != "" {
+			want[x.rows]++
+		}
+	}
+	p.old.ExecIn("other", "INSERT INTO far SELECT generate_series(1, 1000)")
+	want["other.public.far +1000 ~0 -0"]++
+	run("INSERT INTO u VALUES (105, 'after')")
+	run("COMMIT")
+	p.old.Exec("BEGIN; INSERT INTO u VALUES (500); ROLLBACK")
+	p.old.Exec("BEGIN; INSERT INTO u VALUES (600); PREPARE TRANSACTION 'two'")
+	execEach(p.old, "TRUNCATE both_truncate; DROP TABLE old_drops; VACUUM FULL rewritten; CREATE TABLE fresh (i int)")
+	if crashed {
+		p.old.Kill()
+	} else {
+		p.old.Stop()
+	}
+	before := tree(t, p.old.Dir)
+	rep, err := Check(t.Context(), p.options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameTree(t, before, p.old.Dir)
+	got, deeds := map[string]int{}, map[string]int{}
+	for _, l := range rep.Lost {
+		for _, c := range l.Changes {
+			if c.Kind == "table" {
+				got[fmt.Sprintf("%s +%d ~%d -%d", c.Relation, c.Inserted, c.Updated, c.Deleted)]++
+			} else if c.Kind == "unknown" {
+				t.Errorf("transaction %d: %+v", l.XID, c)
+			}
+		}
+		for word, list := range map[string][]string{"created": l.Created, "truncated": l.Truncated, "rewritten": l.Rewritten, "removed": l.Removed} {
+			for _, name := range list {
+				deeds[word+" "+name]++
+			}
+		}
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("rows (-client +WAL):\n%s", d)
+	}
+	wantDeeds := map[string]int{"truncated postgres.public.both_truncate": 1, "removed postgres.public.old_drops": 1,
+		"rewritten postgres.public.rewritten": 1, "created postgres.public.fresh": 1}
+	if crashed { // the pages of pg_class may be as of the last checkpoint
+		return
+	}
+	if d := cmp.Diff(wantDeeds, deeds); d != "" {
+		t.Errorf("relations (-client +WAL):\n%s", d)
+	}
+	if len(rep.Prepared) != 1 || rep.Prepared[0].GID != "two" {
+		t.Errorf("prepared: %+v", rep.Prepared)
+	}
 }

@@ -69,14 +69,15 @@ type Divergence struct {
 // Report is what Check found.
 type Report struct {
 	Divergence
-	LostBytes     int64             `json:"lost_wal_bytes"`                 // WAL of the target after the fork
-	Lost          []LostTransaction `json:"lost_transactions"`              // committed on the target after the fork
-	RelationFiles []string          `json:"changed_relations"`              // main forks that the target changed after the fork: tablespace/database/file number
-	Missing       []string          `json:"missing_wal,omitempty"`          // WAL segments that are needed and found on neither side
-	Blocks        int64             `json:"changed_blocks"`                 // blocks that the target's WAL changed since the checkpoint's redo point
-	Plan          *blockcopy.Totals `json:"plan,omitempty"`                 // what a rewind would do
-	LateBytes     int64             `json:"late_wal_bytes_max"`             // the running WAL segment, copied at the end
-	Pending       string            `json:"unfinished_run_state,omitempty"` // of an unfinished rewind found in the target
+	LostBytes     int64             `json:"lost_wal_bytes"`                  // WAL of the target after the fork
+	Lost          []LostTransaction `json:"lost_transactions"`               // committed on the target after the fork
+	Prepared      []LostTransaction `json:"prepared_transactions,omitempty"` // prepared on the target after the fork, and not committed; a rewind loses them, too
+	RelationFiles []string          `json:"changed_relations"`               // main forks that the target changed after the fork: tablespace/database/file number
+	Missing       []string          `json:"missing_wal,omitempty"`           // WAL segments that are needed and found on neither side
+	Blocks        int64             `json:"changed_blocks"`                  // blocks that the target's WAL changed since the checkpoint's redo point
+	Plan          *blockcopy.Totals `json:"plan,omitempty"`                  // what a rewind would do
+	LateBytes     int64             `json:"late_wal_bytes_max"`              // the running WAL segment, copied at the end
+	Pending       string            `json:"unfinished_run_state,omitempty"`  // of an unfinished rewind found in the target
 	Warnings      []string          `json:"warnings,omitempty"`
 }
 

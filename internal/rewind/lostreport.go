@@ -1,0 +1,132 @@
+package rewind
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"tidemark/pkg/catalog"
+	"tidemark/pkg/wal"
+)
+
+// describeLost fills the report with the transactions that a rewind would lose.
+func (j *job) describeLost(ctx context.Context, rep *Report) error {
+	w, err := j.lostWork(ctx, &rep.Divergence, rep.Target.End)
+	if err != nil {
+		return err
+	}
+	n := j.openNames(ctx, w)
+	rep.Lost = []LostTransaction{}
+	for _, e := range w.committed {
+		rep.Lost = append(rep.Lost, n.describe(e))
+	}
+	for _, e := range w.prepared {
+		rep.Prepared = append(rep.Prepared, n.describe(e))
+	}
+	slices.SortFunc(rep.Prepared, func(a, b LostTransaction) int { return cmp.Compare(a.LSN, b.LSN) })
+	rep.RelationFiles = fileNames(w.files)
+	return nil
+}
+
+func fileNames(set map[wal.RelFile]bool) []string {
+	var out []string
+	for f := range set {
+		out = append(out, f.String())
+	}
+	slices.Sort(out)
+	return out
+}
+
+// describe puts a transaction in the report's words.
+func (n *names) describe(e *ended) LostTransaction {
+	l := LostTransaction{XID: e.xid, LSN: e.lsn, Time: e.time.UTC(), GID: e.gid, Subxacts: len(e.subs)}
+	for i := range e.work.files {
+		c := &e.work.files[i]
+		l.Relations = append(l.Relations, c.file.String())
+		if change, ok := n.change(c); ok {
+			l.Changes = append(l.Changes, change)
+		}
+	}
+	slices.Sort(l.Relations)
+	slices.SortFunc(l.Changes, func(a, b RelationChange) int {
+		return cmp.Or(cmp.Compare(rank(a.Kind), rank(b.Kind)), cmp.Compare(a.Relation, b.Relation), cmp.Compare(a.File, b.File))
+	})
+	for _, f := range e.dropped {
+		l.Dropped = append(l.Dropped, f.String())
+	}
+	slices.Sort(l.Dropped)
+	n.files(e, &l)
+	return l
+}
+
+// change describes the rows changed in a file. Indexes have no rows of their own.
+func (n *names) change(c *rowCounts) (RelationChange, bool) {
+	r := n.of(c.file)
+	kind := kindOf(r)
+	rows := c.inserted != 0 || c.updated != 0 || c.deleted != 0
+	return RelationChange{Relation: title(r, c.file), File: c.file.String(), Kind: kind,
+		Inserted: c.inserted, Updated: c.updated, Deleted: c.deleted}, rows || kind == "sequence"
+}
+
+// rank orders kinds: what users look for comes first.
+func rank(kind string) int {
+	return slices.Index([]string{"table", "materialized view", "unknown", "large objects", "sequence", "toast", "catalog", "index"}, kind)
+}
+
+// files tells what became of the relations whose files the transaction made or removed.
+func (n *names) files(e *ended, l *LostTransaction) {
+	for _, f := range e.work.created {
+		r := n.of(f)
+		if r == nil || !hasRows(r) || slices.Contains(e.dropped, f) {
+			continue
+		}
+		if old := n.replaced(e, r); old == (wal.RelFile{}) {
+			if n.now(f.Database, r.OID) != nil {
+				l.Created = append(l.Created, r.String())
+			}
+		} else if slices.ContainsFunc(e.work.files, func(c rowCounts) bool { return c.file == f }) {
+			l.Rewritten = append(l.Rewritten, r.String())
+		} else {
+			l.Truncated = append(l.Truncated, r.String())
+		}
+	}
+	for _, f := range e.dropped {
+		r := n.of(f)
+		if r == nil || !hasRows(r) || slices.Contains(e.work.created, f) {
+			continue
+		}
+		if now := n.now(f.Database, r.OID); now == nil {
+			l.Removed = append(l.Removed, r.String())
+		} else if !n.succeeded(e, r) {
+			l.Truncated = append(l.Truncated, r.String()) // its next file went, too: nothing is known of it
+		}
+	}
+	for _, list := range []*[]string{&l.Created, &l.Rewritten, &l.Truncated, &l.Removed} {
+		slices.Sort(*list)
+		*list = slices.Compact(*list)
+	}
+}
+
+// replaced is the file that the transaction removed when it gave the relation
+// a new one; the zero value where there is none.
+func (n *names) replaced(e *ended, r *catalog.Relation) wal.RelFile {
+	for _, f := range e.dropped {
+		if old := n.of(f); old != nil && old.OID == r.OID && f.Database == r.File.Database {
+			return f
+		}
+	}
+	return wal.RelFile{}
+}
+
+// succeeded tells whether the transaction made a new file for the relation.
+func (n *names) succeeded(e *ended, r *catalog.Relation) bool {
+	return slices.ContainsFunc(e.work.created, func(f wal.RelFile) bool {
+		next := n.of(f)
+		return next != nil && next.OID == r.OID && f.Database == r.File.Database
+	})
+}
+
+// hasRows tells whether the relation is one that users fill.
+func hasRows(r *catalog.Relation) bool {
+	return !r.System() && (r.Kind == catalog.Table || r.Kind == catalog.MatView || r.Kind == catalog.Sequence)
+}
