@@ -54,6 +54,9 @@ type Finish struct {
 	// Late are copies that could not be planned before: WAL that came into
 	// being meanwhile. They are not journalled; a resumed run does them anew.
 	Late []Action
+	// Check, where set, is called when the late files are there and before
+	// pg_control is written: its error leaves the target unfinished.
+	Check func(ctx context.Context) error
 	// Files are durable before pg_control: recovery settings, signal files.
 	Files []FinalFile
 	// Control is the new pg_control, 8192 bytes; nil leaves the target's.
@@ -231,9 +234,12 @@ func (r *runner) partial(err error) error {
 	if hint != "" {
 		hint += "\n"
 	}
-	hint += "the data directory is incomplete and refuses to start; run the same command again, it goes on where it stopped"
-	if r.plan.Command != "" {
-		hint += ":\n    " + r.plan.Command
+	hint += "the data directory is incomplete and refuses to start"
+	if code != exit.Refused { // what is refused now is refused again
+		hint += "; run the same command again, it goes on where it stopped"
+		if r.plan.Command != "" {
+			hint += ":\n    " + r.plan.Command
+		}
 	}
 	if r.undo != nil && r.UndoCommand != "" {
 		hint += "\nor bring it back to what it was before:\n    " + r.UndoCommand
@@ -517,6 +523,11 @@ func (r *runner) finish(ctx context.Context) error {
 	}
 	if err := r.late(ctx, f.Late); err != nil {
 		return err
+	}
+	if f.Check != nil {
+		if err := f.Check(ctx); err != nil {
+			return err
+		}
 	}
 	for _, file := range f.Files {
 		if err := CheckPath(file.Path); err != nil {
