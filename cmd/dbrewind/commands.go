@@ -47,7 +47,8 @@ type pairFlags struct {
 	SourceDir    string `name:"source-pgdata" placeholder:"DIR" type:"path" help:"Source: the data directory of a stopped server."`
 	SourceServer string `name:"source-server" placeholder:"CONNINFO" help:"Source: a live server, primary or standby."`
 	ConfigFile   string `name:"config-file" placeholder:"FILE" type:"path" help:"The target's postgresql.conf where it lies elsewhere."`
-	Restore      bool   `name:"restore-target-wal" short:"c" help:"Fetch missing WAL of the target by its restore_command."`
+	Restore      bool   `name:"restore-target-wal" short:"c" help:"Fetch missing WAL by the restore_command of the target, or of the source."`
+	Repo         string `name:"repo" placeholder:"DIR" env:"TIDEMARK_REPO" config:"repository.path" help:"Repository in which missing WAL is looked for, too."`
 	Debug        bool   `name:"debug" help:"As --verbose, and more."`
 	cli.BindirFlag
 	cli.JobsFlag
@@ -68,7 +69,7 @@ type rewindFlags struct {
 
 func (f *pairFlags) options(e *cli.Env) rewind.Options {
 	o := rewind.Options{Target: f.Target, SourceDir: f.SourceDir, SourceConn: f.SourceServer, ConfigFile: f.ConfigFile,
-		RestoreTargetWAL: f.Restore, Bindir: f.Bindir, Jobs: f.Jobs, Progress: e.Progress(), Log: e.Log(), Command: commandLine(os.Args)}
+		RestoreTargetWAL: f.Restore, Repository: f.Repo, Bindir: f.Bindir, Jobs: f.Jobs, Progress: e.Progress(), Log: e.Log(), Command: commandLine(os.Args)}
 	if f.Debug {
 		o.Log = slog.New(slog.NewTextHandler(e.Stderr(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}

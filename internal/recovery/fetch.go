@@ -71,36 +71,7 @@ func checkFetched(f *os.File, size int64, name wal.FileName, systemID uint64) er
 		_, err = timeline.Parse(name.Timeline, data)
 		return err
 	case wal.FileSegment, wal.FilePartial:
-		return checkSegment(f, size, name, systemID)
-	}
-	return nil
-}
-
-// checkSegment checks a segment's first header: its cluster, its place, its
-// size. A server that got a short one would stop; one of another cluster must
-// never get that far.
-func checkSegment(f *os.File, size int64, name wal.FileName, systemID uint64) error {
-	head := make([]byte, wal.LongHeaderSize)
-	if _, err := f.ReadAt(head, 0); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	h, err := wal.ParsePageHeader(head)
-	if err == nil {
-		err = h.Validate()
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	number, ok := name.Number(h.SegmentSize)
-	switch {
-	case !h.Long() || !ok || h.Address != h.SegmentSize.Start(number):
-		return fmt.Errorf("%s begins with the page of %s: it is another segment", name, h.Address)
-	case h.SystemID != systemID:
-		return fmt.Errorf("%s belongs to cluster %d, not to %d", name, h.SystemID, systemID)
-	case h.Timeline > name.Timeline:
-		return fmt.Errorf("%s was written on timeline %d", name, h.Timeline)
-	case size != int64(h.SegmentSize):
-		return fmt.Errorf("%s is %d bytes long, a segment has %d", name, size, h.SegmentSize)
+		return wal.CheckSegmentFile(f, size, name, systemID)
 	}
 	return nil
 }

@@ -43,6 +43,7 @@ func Check(ctx context.Context, o Options) (*Report, error) {
 
 func (j *job) fill(ctx context.Context, rep *Report, p *planner) (err error) {
 	rep.Plan, rep.LateBytes, rep.Missing, rep.Blocks = &p.plan.Totals, p.lateBytes(), p.missing, p.blocks
+	rep.WAL = &WALNeeds{Target: runs(j.wal.needs(rep.Checkpoint.Redo)), Replay: runs(p.needs)}
 	rep.LostBytes = int64(rep.Target.End - rep.Fork.LSN)
 	err = j.describeLost(ctx, rep)
 	if j.crashed {

@@ -116,5 +116,5 @@ func (j *job) recordAt(ctx context.Context, n wal.SegmentNumber, pos wal.LSN) (w
 			return rec.LSN, nil
 		}
 	}
-	return 0, j.wal.explain(errors.Join(r.Err(), r.End()), fmt.Sprintf("looking for the record at %s", pos))
+	return 0, j.explainWAL(errors.Join(r.Err(), r.End()), fmt.Sprintf("looking for the record at %s", pos))
 }

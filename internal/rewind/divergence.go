@@ -66,7 +66,7 @@ func (j *job) targetEnd(ctx context.Context) (wal.LSN, error) {
 	defer r.Close()
 	rec, err := r.ReadAt(start)
 	if err != nil {
-		return 0, j.wal.explain(err, fmt.Sprintf("reading the target's last checkpoint at %s", start))
+		return 0, j.explainWAL(err, fmt.Sprintf("reading the target's last checkpoint at %s", start))
 	}
 	if !j.crashed {
 		return max(rec.End, j.tc.MinRecoveryPoint), nil
@@ -75,7 +75,7 @@ func (j *job) targetEnd(ctx context.Context) (wal.LSN, error) {
 	}
 	var torn *wal.TornTail
 	if err := r.Err(); err != nil && !errors.As(err, &torn) {
-		return 0, j.wal.explain(err, "looking for the end of the crashed target's WAL")
+		return 0, j.explainWAL(err, "looking for the end of the crashed target's WAL")
 	}
 	return max(r.Position(), j.tc.MinRecoveryPoint), nil
 }
@@ -86,6 +86,7 @@ func (j *job) targetEnd(ctx context.Context) (wal.LSN, error) {
 // be no newer than that.
 func (j *job) findCheckpoint(ctx context.Context, d *Divergence) error {
 	fork := d.Fork.LSN
+	j.wal.readingBack(j.wal.fork)
 	err := wal.WalkBack(ctx, j.wal, j.walOptions(0), fork, func(r *wal.Record) (bool, error) {
 		if r.LSN >= fork {
 			return true, nil
@@ -101,7 +102,7 @@ func (j *job) findCheckpoint(ctx context.Context, d *Divergence) error {
 		return true, nil
 	})
 	if err != nil {
-		return j.wal.explain(err, fmt.Sprintf("looking for the last common checkpoint before the fork at %s", fork))
+		return j.explainWAL(err, fmt.Sprintf("looking for the last common checkpoint before the fork at %s", fork))
 	}
 	if d.Checkpoint == nil {
 		return exit.New(exit.Failed, "seed the node anew", "no checkpoint before the fork at %s is in the target's WAL", fork)

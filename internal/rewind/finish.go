@@ -94,7 +94,18 @@ func (j *job) lateWAL(ctx context.Context, m meta, h *timeline.History, end wal.
 			}
 		}
 		if len(late) == n && len(c) > 0 {
-			j.warn("the source no longer has WAL segment %s: the target needs it from the WAL archive (restore_command)", c[0])
+			name, _ := wal.ParseFileName(c[0])
+			number, _ := name.Number(size)
+			where, err := j.locate(ctx, m.Divergence.Target.Spans, size.Number(m.Divergence.Fork.LSN), number, c[0])
+			if err != nil {
+				return nil, err
+			}
+			if where == "" {
+				j.warn("the source no longer has WAL segment %s: the target needs it from the WAL archive (restore_command)", c[0])
+				continue
+			}
+			j.source.restored[c[0]] = true
+			late = append(late, blockcopy.Action{Kind: blockcopy.Copy, Path: "pg_wal/" + c[0], Size: int64(size), Required: true})
 		}
 	}
 	if h.Timeline != m.SourceTLI {

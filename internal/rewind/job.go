@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 
 	"tidemark/internal/blockcopy"
 	"tidemark/internal/exit"
@@ -27,9 +28,10 @@ type job struct {
 	tc, sc   *volume.Control
 	th, sh   *timeline.History
 	wal      *targetWAL
+	warns    sync.Mutex
 	warnings []string
-	scratch  string // directory for restored WAL, removed at the end
-	crashed  bool   // the target was not shut down, and is looked at as it is
+	search   *walSearch // for WAL that neither side has; nil before the histories are read
+	crashed  bool       // the target was not shut down, and is looked at as it is
 }
 
 // open opens the source. Nothing of the target is looked at yet.
@@ -66,14 +68,12 @@ func (j *job) close() {
 	if err := j.source.Close(); err != nil {
 		j.Log.Debug("closing the source", "error", err)
 	}
-	if j.scratch != "" {
-		if err := os.RemoveAll(j.scratch); err != nil {
-			j.Log.Warn("removing restored WAL", "error", err)
-		}
-	}
+	j.search.close()
 }
 
 func (j *job) warn(format string, args ...any) {
+	j.warns.Lock()
+	defer j.warns.Unlock()
 	j.warnings = append(j.warnings, fmt.Sprintf(format, args...))
 }
 
@@ -159,33 +159,41 @@ func (j *job) check(ctx context.Context) (err error) {
 }
 
 // readHistories reads both histories, and opens the target's WAL.
-func (j *job) readHistories(ctx context.Context, mayChange bool) error {
-	if err := j.openRestore(ctx, mayChange); err != nil {
+func (j *job) readHistories(ctx context.Context) error {
+	if err := j.openSearch(ctx); err != nil {
 		return err
 	}
-	var restore *restorer
-	if j.wal != nil {
-		restore = j.wal.restore
-	}
 	var err error
-	j.th, err = readHistory(j.tc.Timeline(), "the target", func(path string) ([]byte, error) {
-		data, err := os.ReadFile(filepath.Join(j.Target, path))
-		if !errors.Is(err, fs.ErrNotExist) || restore == nil {
-			return data, err
-		}
-		restored, rerr := restore.fetch(ctx, filepath.Base(path))
-		if rerr != nil || restored == "" {
-			return nil, errors.Join(rerr, err)
-		}
-		return os.ReadFile(restored)
-	})
+	j.th, err = readHistory(j.tc.Timeline(), "the target", j.orArchived(ctx, func(path string) ([]byte, error) {
+		return os.ReadFile(filepath.Join(j.Target, path))
+	}))
 	if err != nil {
 		return err
 	}
-	j.wal = &targetWAL{target: j.Target, history: j.th, size: j.tc.XLogSegSize, restore: restore, loaned: map[wal.SegmentNumber]*os.File{}}
-	j.sh, err = readHistory(j.sourceTimeline(ctx), "the source", j.source.read(ctx))
+	j.wal = newTargetWAL(j.Target, j.th, j.tc.XLogSegSize, j.search)
+	j.sh, err = readHistory(j.sourceTimeline(ctx), "the source", j.orArchived(ctx, j.source.read(ctx)))
 	j.wal.source, j.wal.common = j.source, j.sh
 	return err
+}
+
+// orArchived is a read function for readHistory that searches for what the
+// side itself does not have.
+func (j *job) orArchived(ctx context.Context, read func(string) ([]byte, error)) func(string) ([]byte, error) {
+	return func(path string) ([]byte, error) {
+		data, err := read(path)
+		name := filepath.Base(path)
+		if !errors.Is(err, fs.ErrNotExist) || name == wal.HistoryName(1) {
+			return data, err
+		}
+		l, serr := j.search.find(ctx, name)
+		if serr != nil {
+			return nil, serr
+		}
+		if l.path == "" {
+			return nil, errors.Join(err, l.fault)
+		}
+		return os.ReadFile(l.path)
+	}
 }
 
 // sourceTimeline is pg_control's, or for a live primary the one it writes now.
@@ -195,32 +203,6 @@ func (j *job) sourceTimeline(ctx context.Context) timeline.ID {
 		tli = max(tli, now)
 	}
 	return tli
-}
-
-func (j *job) openRestore(ctx context.Context, mayChange bool) error {
-	if !j.RestoreTargetWAL {
-		return nil
-	}
-	server, err := j.server()
-	if err != nil {
-		return err
-	}
-	command, err := server.Setting(ctx, "restore_command")
-	if err != nil {
-		return err
-	}
-	if command == "" {
-		return exit.New(exit.Usage, "set it in the target's configuration, or leave out -c", "restore_command is not set in the target cluster")
-	}
-	dir := filepath.Join(j.Target, "pg_wal")
-	if !mayChange {
-		if j.scratch, err = os.MkdirTemp("", "dbrewind-"); err != nil {
-			return err
-		}
-		dir = j.scratch
-	}
-	j.wal = &targetWAL{restore: &restorer{command: command, dir: dir, missing: map[string]bool{}, log: j.Log}}
-	return nil
 }
 
 // walOptions are the options with which all of the target's WAL is read.

@@ -167,7 +167,7 @@ func (j *job) oldest(ctx context.Context, w *lostWork, lsn wal.LSN) (uint32, err
 	defer r.Close()
 	rec, err := r.ReadAt(lsn)
 	if err != nil {
-		return 0, j.wal.explain(err, "reading the last common checkpoint")
+		return 0, j.explainWAL(err, "reading the last common checkpoint")
 	}
 	detail, err := wal.Decode(rec)
 	c, ok := detail.(*wal.Checkpoint)

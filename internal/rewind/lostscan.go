@@ -41,11 +41,11 @@ func (j *job) eachRecord(ctx context.Context, start, end wal.LSN, fn func(*wal.R
 	}
 	var torn *wal.TornTail
 	if err := r.Err(); err != nil && !(j.crashed && errors.As(err, &torn)) {
-		return j.wal.explain(err, "reading the target's transactions")
+		return j.explainWAL(err, "reading the target's transactions")
 	}
 	var stopped *wal.EndOfLog
 	if errors.As(r.End(), &stopped) && errors.Is(stopped, wal.ErrNoSegment) && r.Position() < end {
-		return j.wal.explain(stopped, "reading the target's transactions")
+		return j.explainWAL(stopped, "reading the target's transactions")
 	}
 	return nil
 }

@@ -18,11 +18,13 @@ type Options struct {
 	Target     string // data directory, its server stopped
 	SourceDir  string // data directory of a stopped server
 	SourceConn string // connection string of a live server, primary or standby
+	SourceRepo string // repository that holds a backup and the WAL of the source
 
 	ConfigFile        string            // the target's postgresql.conf where it lies outside the data directory
 	Bindir            string            // the server's programs; found by themselves otherwise
 	WriteRecoveryConf bool              // make the target a standby of SourceConn
-	RestoreTargetWAL  bool              // fetch missing WAL of the target by its restore_command
+	RestoreTargetWAL  bool              // fetch missing WAL by the restore_command of either side
+	Repository        string            // where missing WAL is looked for, too; empty for none
 	NoEnsureShutdown  bool              // refuse a crashed target instead of recovering it
 	NoSync            bool              // leave fsync out
 	TakeConfig        bool              // take the source's configuration files too
@@ -73,7 +75,8 @@ type Report struct {
 	Lost          []LostTransaction `json:"lost_transactions"`               // committed on the target after the fork
 	Prepared      []LostTransaction `json:"prepared_transactions,omitempty"` // prepared on the target after the fork, and not committed; a rewind loses them, too
 	RelationFiles []string          `json:"changed_relations"`               // main forks that the target changed after the fork: tablespace/database/file number
-	Missing       []string          `json:"missing_wal,omitempty"`           // WAL segments that are needed and found on neither side
+	WAL           *WALNeeds         `json:"wal,omitempty"`                   // which WAL a rewind needs, and where that lies
+	Missing       []string          `json:"missing_wal,omitempty"`           // WAL segments that are needed and found nowhere
 	Blocks        int64             `json:"changed_blocks"`                  // blocks that the target's WAL changed since the checkpoint's redo point
 	Plan          *blockcopy.Totals `json:"plan,omitempty"`                  // what a rewind would do
 	LateBytes     int64             `json:"late_wal_bytes_max"`              // the running WAL segment, copied at the end
@@ -104,6 +107,7 @@ type meta struct {
 	SourceEnd  wal.LSN     `json:"source_end"` // WAL below the segment of this position is part of the plan
 	SourceTLI  timeline.ID `json:"source_timeline"`
 	Done       []string    `json:"wal_done,omitempty"` // segments to be marked as archived
+	Restored   []string    `json:"restored,omitempty"` // segments that come from an archive
 	Recovery   bool        `json:"write_recovery_conf"`
 }
 

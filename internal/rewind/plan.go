@@ -26,13 +26,14 @@ func (j *job) scan(ctx context.Context, d *Divergence) (*changes, error) {
 	o := wal.ScanOptions{Options: j.walOptions(d.Checkpoint.Redo), Workers: j.Jobs,
 		Progress: func(n int64) { j.Progress.Add(n) }}
 	o.End = d.Target.End
+	j.wal.readingOn(o.SegmentSize.Number(o.Start), o.SegmentSize.NumberBefore(o.End))
 	j.Progress.Phase("reading the target's WAL", int64(o.End-o.Start), 0)
 	m, end, err := wal.ScanMap(ctx, j.wal, o)
 	if err != nil {
-		return nil, j.wal.explain(err, "reading the target's WAL")
+		return nil, j.explainWAL(err, "reading the target's WAL")
 	}
 	if end != nil {
-		return nil, j.wal.explain(end, fmt.Sprintf("reading the target's WAL from %s to its end at %s", o.Start, o.End))
+		return nil, j.explainWAL(end, fmt.Sprintf("reading the target's WAL from %s to its end at %s", o.Start, o.End))
 	}
 	if m.End != o.End {
 		return nil, exit.New(exit.Refused, "start and stop the target once, so that its end is certain",
@@ -73,7 +74,8 @@ type planner struct {
 	walFirst []blockcopy.Action // WAL is copied first, before the source recycles it
 	actions  []blockcopy.Action
 	meta     meta
-	missing  []string
+	missing  []string  // segments that replay needs and that are nowhere
+	needs    []walNeed // segments that replay needs, in log order
 }
 
 // makePlan lists both sides and decides.
@@ -109,7 +111,9 @@ func (j *job) makePlan(ctx context.Context, d *Divergence, c *changes) (*planner
 			p.onlyTarget(e)
 		}
 	}
-	p.planWAL()
+	if err := p.planWAL(ctx); err != nil {
+		return nil, err
+	}
 	p.finishPlan()
 	return p, nil
 }

@@ -1,6 +1,7 @@
 package rewind
 
 import (
+	"context"
 	"path"
 	"slices"
 	"strconv"
@@ -16,22 +17,22 @@ import (
 //   - segments of common timelines up to the fork's stay; those from the redo
 //     point on that are not here come from the source;
 //   - the source's segments after the fork travel, and its history files;
+//   - what the source recycled of either comes from where else WAL is found;
 //   - everything that the target wrote after the fork goes: segments, history
 //     files, summaries, and what archive_status says of them. A recovering
 //     server would take them for the source's.
 //
 // The source's running segment is copied at the end (see finish.go).
-func (p *planner) planWAL() {
+func (p *planner) planWAL(ctx context.Context) error {
 	size := p.tc.XLogSegSize
-	fork := p.d.Fork
-	forkSeg := size.Number(fork.LSN)
+	forkSeg := size.Number(p.d.Fork.LSN)
 	copied := p.historyFiles()
-	for _, s := range p.sourceSegments(forkSeg) {
-		copied[s] = true
-		p.copySegment(s)
+	first := size.Number(p.d.Start.Redo)
+	for n := first; n < max(forkSeg+1, p.lastPlanned()); n++ {
+		p.segment(n, forkSeg, copied)
 	}
-	for n := size.Number(p.d.Start.Redo); n <= forkSeg; n++ {
-		p.baseSegment(n, copied)
+	if err := p.restoreSegments(ctx, forkSeg, copied); err != nil {
+		return err
 	}
 	p.settleForkSegment(forkSeg)
 	for name, e := range p.target {
@@ -39,6 +40,54 @@ func (p *planner) planWAL() {
 			p.add(blockcopy.Action{Kind: blockcopy.Remove, Path: name})
 		}
 	}
+	return nil
+}
+
+// segment sees to it that a segment from the redo point on is there after the
+// run, where either side has it.
+func (p *planner) segment(n, forkSeg wal.SegmentNumber, copied map[string]bool) {
+	names := candidates(p.sh, p.tc.XLogSegSize, n)
+	if len(names) == 0 {
+		return
+	}
+	theirs := slices.IndexFunc(names, func(name string) bool { _, ok := p.source["pg_wal/"+name]; return ok })
+	mine := slices.IndexFunc(names, func(name string) bool {
+		_, ok := p.target["pg_wal/"+name]
+		return ok && !p.foreign(name, copied)
+	})
+	late := n >= p.lastPlanned()
+	switch {
+	case n < forkSeg && mine >= 0:
+		p.needs = append(p.needs, walNeed{n, names[mine], inTarget})
+	case theirs >= 0 && !late:
+		copied[names[theirs]] = true
+		p.copySegment(names[theirs], "")
+		p.needs = append(p.needs, walNeed{n, names[theirs], inSource})
+	case !late:
+		p.needs = append(p.needs, walNeed{n, names[0], ""})
+	}
+}
+
+// restoreSegments plans the segments that neither side has any more.
+func (p *planner) restoreSegments(ctx context.Context, forkSeg wal.SegmentNumber, copied map[string]bool) error {
+	for i := range p.needs {
+		need := &p.needs[i]
+		if need.where != "" {
+			continue
+		}
+		where, err := p.job.locate(ctx, p.th.Spans(), forkSeg, need.number, need.name)
+		if err != nil {
+			return err
+		}
+		if need.where = where; where == "" {
+			p.missing = append(p.missing, need.name)
+			continue
+		}
+		copied[need.name] = true
+		p.copySegment(need.name, "restored from "+where)
+		p.meta.Restored = append(p.meta.Restored, need.name)
+	}
+	return nil
 }
 
 // settleForkSegment marks the target's own segment with the fork in it as
@@ -53,8 +102,8 @@ func (p *planner) settleForkSegment(n wal.SegmentNumber) {
 	}
 }
 
-func (p *planner) copySegment(name string) {
-	p.walFirst = append(p.walFirst, blockcopy.Action{Kind: blockcopy.Copy, Path: "pg_wal/" + name, Size: int64(p.tc.XLogSegSize), Required: true})
+func (p *planner) copySegment(name, reason string) {
+	p.walFirst = append(p.walFirst, blockcopy.Action{Kind: blockcopy.Copy, Path: "pg_wal/" + name, Size: int64(p.tc.XLogSegSize), Required: true, Reason: reason})
 	if _, ok := p.target["pg_wal/archive_status"]; ok {
 		p.meta.Done = append(p.meta.Done, name)
 	}
@@ -81,42 +130,6 @@ func (p *planner) lastPlanned() wal.SegmentNumber {
 		return size.Number(p.meta.SourceEnd)
 	}
 	return size.Number(p.meta.SourceEnd) + 1
-}
-
-// sourceSegments lists the source's segments after the fork, in log order.
-func (p *planner) sourceSegments(forkSeg wal.SegmentNumber) []string {
-	var names []string
-	for n := forkSeg; n < p.lastPlanned(); n++ {
-		for _, name := range candidates(p.sh, p.tc.XLogSegSize, n) {
-			if _, ok := p.source["pg_wal/"+name]; ok {
-				names = append(names, name)
-				break
-			}
-		}
-	}
-	return names
-}
-
-// baseSegment sees to it that a segment between the redo point and the fork is
-// there after the run.
-func (p *planner) baseSegment(n wal.SegmentNumber, copied map[string]bool) {
-	names := candidates(p.sh, p.tc.XLogSegSize, n)
-	for _, name := range names {
-		_, here := p.target["pg_wal/"+name]
-		if copied[name] || here && !p.foreign(name, copied) {
-			return
-		}
-	}
-	for _, name := range names {
-		if _, ok := p.source["pg_wal/"+name]; ok {
-			copied[name] = true
-			p.copySegment(name)
-			return
-		}
-	}
-	if n < p.lastPlanned() && len(names) > 0 {
-		p.missing = append(p.missing, names[0])
-	}
 }
 
 // foreign tells whether a file of the target's pg_wal must go: it belongs to

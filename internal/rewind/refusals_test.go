@@ -95,7 +95,7 @@ func TestRefusals(t *testing.T) {
 		if err := os.Rename(name, name+"~"); err != nil {
 			t.Fatal(err)
 		}
-		refused(t, p.options(), exit.Failed, filepath.Base(name))
+		refused(t, p.options(), exit.Refused, filepath.Base(name))
 		if err := os.Rename(name+"~", name); err != nil {
 			t.Fatal(err)
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"tidemark/internal/blockcopy"
@@ -57,18 +56,13 @@ func (j *job) run(ctx context.Context) (*Result, error) {
 	}
 	res := &Result{Divergence: *d, DryRun: j.DryRun, Totals: &p.plan.Totals, Bytes: p.plan.Totals.Bytes + p.lateBytes()}
 	if len(p.missing) > 0 {
-		return nil, missingWAL(p.missing)
+		return nil, p.missingWAL()
 	}
 	if j.DryRun {
 		res.Plan = p.plan
 		return res, nil
 	}
 	return res, j.apply(ctx, res, p.plan, false)
-}
-
-func missingWAL(names []string) error {
-	return exit.New(exit.Refused, "copy it from the WAL archive into the target's pg_wal",
-		"WAL that replay needs is on neither side: %s", strings.Join(names, ", "))
 }
 
 // prepare is everything up to the plan. The plan is nil where nothing diverged.
@@ -82,7 +76,7 @@ func (j *job) prepare(ctx context.Context, mayChange bool) (*Divergence, *planne
 	if err := j.recoverTarget(ctx, mayChange); err != nil {
 		return nil, nil, err
 	}
-	if err := j.readHistories(ctx, mayChange); err != nil {
+	if err := j.readHistories(ctx); err != nil {
 		return nil, nil, err
 	}
 	d, err := j.diverge(ctx)
@@ -110,6 +104,9 @@ func (p *planner) lateBytes() int64 {
 func (j *job) apply(ctx context.Context, res *Result, plan *blockcopy.Plan, resume bool) error {
 	m, err := decodeMeta(plan)
 	if err != nil {
+		return err
+	}
+	if err := j.openRestored(ctx, m); err != nil {
 		return err
 	}
 	o := blockcopy.Options{Target: j.Target, FS: j.fs, Source: j.source, Jobs: j.Jobs, NoSync: j.NoSync, Progress: j.Progress, Log: j.Log, Resume: resume,

@@ -22,6 +22,9 @@ type source struct {
 	blockcopy.Source
 	dir  string // of a local directory
 	conn string // of a live server
+
+	search   *walSearch      // has the WAL that the source itself lacks
+	restored map[string]bool // names of the segments that come from there
 }
 
 func openSource(ctx context.Context, o Options) (*source, error) {
@@ -37,13 +40,13 @@ func openSource(ctx context.Context, o Options) (*source, error) {
 			return nil, exit.New(exit.Refused, "stop it, or name it with --source-server",
 				"a server is running on the source directory %s", o.SourceDir)
 		}
-		return &source{Source: blockcopy.NewDirSource(o.SourceDir, true), dir: o.SourceDir}, nil
+		return &source{Source: blockcopy.NewDirSource(o.SourceDir, true), dir: o.SourceDir, restored: map[string]bool{}}, nil
 	}
 	s, err := postgres.OpenSource(ctx, o.SourceConn)
 	if err != nil {
 		return nil, err
 	}
-	return &source{Source: s, conn: o.SourceConn}, nil
+	return &source{Source: s, conn: o.SourceConn, restored: map[string]bool{}}, nil
 }
 
 func (s *source) live() bool { return s.conn != "" }

@@ -5,35 +5,41 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"tidemark/internal/blockcopy"
-	"tidemark/internal/exit"
 	"tidemark/pkg/timeline"
-	"tidemark/pkg/volume"
 	"tidemark/pkg/wal"
 )
 
 // targetWAL finds the target's segments along its history: the file of the
 // newest timeline that reaches into a segment holds the older ones' part too.
+// A segment that is not in the target's pg_wal is searched for in the places,
+// and where it holds common WAL in the source's pg_wal.
 type targetWAL struct {
 	target  string
 	history *timeline.History
 	size    wal.SegmentSize
-	restore *restorer // nil: what is not there is missing
+	search  *walSearch
 
 	// Segments below fork hold common WAL: those that the target recycled
 	// are read from the source. 0 as long as the fork is not known.
 	fork   wal.SegmentNumber
 	source *source
-	common *timeline.History
-	mu     sync.Mutex
+	common *timeline.History // the source's
+	lends  sync.Mutex
 	loaned map[wal.SegmentNumber]*os.File // fetched from the source, unlinked
+
+	ahead prefetch
+	mu    sync.Mutex
+	found map[wal.SegmentNumber]string // where what was opened lies
+}
+
+func newTargetWAL(target string, h *timeline.History, size wal.SegmentSize, search *walSearch) *targetWAL {
+	return &targetWAL{target: target, history: h, size: size, search: search,
+		loaned: map[wal.SegmentNumber]*os.File{}, found: map[wal.SegmentNumber]string{}}
 }
 
 // close gives back what was fetched.
@@ -56,35 +62,78 @@ func candidates(h *timeline.History, size wal.SegmentSize, n wal.SegmentNumber) 
 	return names
 }
 
-// OpenSegment opens a segment in pg_wal, or has it restored.
+// Where a segment lies, for people and in JSON.
+const (
+	inTarget = "the target's pg_wal"
+	inSource = "the source's pg_wal"
+)
+
+// OpenSegment opens a segment in pg_wal, or one that was searched for.
 func (t *targetWAL) OpenSegment(ctx context.Context, n wal.SegmentNumber) (wal.Segment, error) {
 	names := candidates(t.history, t.size, n)
 	for _, name := range names {
 		f, err := os.Open(filepath.Join(t.target, "pg_wal", name))
-		if err == nil || !errors.Is(err, fs.ErrNotExist) {
-			return f, err
+		if err == nil {
+			return t.note(n, inTarget, f), nil
 		}
-	}
-	if t.restore != nil {
-		for _, name := range names {
-			path, err := t.restore.fetch(ctx, name)
-			if err != nil {
-				return nil, err
-			}
-			if path != "" {
-				return os.Open(path)
-			}
-		}
-	}
-	if n < t.fork {
-		if f, err := t.borrow(ctx, n); f != nil || err != nil {
-			return loan{f}, err
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
 		}
 	}
 	if len(names) == 0 {
 		return nil, fmt.Errorf("segment %d is on no timeline of the target: %w", n, wal.ErrNoSegment)
 	}
-	return nil, fmt.Errorf("%s: %w", names[0], wal.ErrNoSegment)
+	t.fetchAhead(n)
+	miss := &missingWAL{names: names[:1], looked: []string{inTarget}}
+	var fault error
+	for _, name := range names {
+		if !t.unequivocal(n, name) {
+			continue
+		}
+		l, err := t.search.find(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if l.path != "" {
+			f, err := os.Open(l.path)
+			if err != nil {
+				return nil, err
+			}
+			return t.note(n, l.where, f), nil
+		}
+		if name == names[0] {
+			miss.looked = append(miss.looked, l.asked...)
+		}
+		fault = errors.Join(fault, l.fault)
+	}
+	if n < t.fork {
+		f, err := t.borrow(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		if f != nil {
+			return t.note(n, inSource, loan{f}), nil
+		}
+		miss.looked = append(miss.looked, inSource)
+	}
+	if fault != nil {
+		return nil, &archiveFault{names[0], fault}
+	}
+	return nil, miss
+}
+
+// note remembers where a segment was found.
+func (t *targetWAL) note(n wal.SegmentNumber, where string, s wal.Segment) wal.Segment {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.found[n] = where
+	return s
+}
+
+// unequivocal tells whether an archive can hold only the target's segment
+// under a name.
+func (t *targetWAL) unequivocal(n wal.SegmentNumber, name string) bool {
+	return t.common == nil || unequivocal(t.common.Spans(), t.size, t.fork, n, name)
 }
 
 // loan is a borrowed segment: it stays open until the end.
@@ -95,8 +144,8 @@ func (loan) Close() error { return nil }
 // borrow fetches a segment of common WAL from the source into a file without a
 // name; nil where the source lacks it, too.
 func (t *targetWAL) borrow(ctx context.Context, n wal.SegmentNumber) (*os.File, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	t.lends.Lock()
+	defer t.lends.Unlock()
 	if f := t.loaned[n]; f != nil {
 		return f, nil
 	}
@@ -126,58 +175,6 @@ func (t *targetWAL) download(ctx context.Context, path string) (*os.File, error)
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
-}
-
-// explain gives an error about the target's WAL a hint.
-func (t *targetWAL) explain(err error, doing string) error {
-	if err == nil {
-		return nil
-	}
-	hint := "copy it from the WAL archive into the target's pg_wal, or use -c (--restore-target-wal)"
-	if t.restore != nil {
-		hint = "neither pg_wal nor restore_command has it; copy it into the target's pg_wal, or seed the node anew"
-	}
-	if !errors.Is(err, wal.ErrNoSegment) {
-		hint = "the target's WAL cannot be trusted from there on: seed the node anew (dbrepl seed)"
-	}
-	return exit.Wrap(err, exit.Failed, hint, "%s", doing)
-}
-
-// restorer fetches WAL by the target's restore_command. Where a run changes
-// the target anyway the files go into pg_wal, otherwise into a scratch
-// directory.
-type restorer struct {
-	command string
-	dir     string
-	missing map[string]bool
-	log     *slog.Logger
-}
-
-// fetch returns the path of the restored file, "" where the archive lacks it.
-func (r *restorer) fetch(ctx context.Context, name string) (string, error) {
-	path := filepath.Join(r.dir, name)
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
-	}
-	if r.missing[name] {
-		return "", nil
-	}
-	tmp := path + volume.TempSuffix
-	command := strings.NewReplacer("%%", "%", "%p", tmp, "%f", name, "%r", wal.SegmentName(1, 0, wal.DefaultSegmentSize)).Replace(r.command)
-	r.log.Info("restoring WAL of the target", "file", name)
-	out, err := exec.CommandContext(ctx, "sh", "-c", command).CombinedOutput()
-	var status *exec.ExitError
-	if errors.As(err, &status) && status.ExitCode() > 0 && status.ExitCode() <= 125 {
-		r.missing[name] = true
-		return "", ignoreMissing(os.Remove(tmp))
-	}
-	if err != nil {
-		return "", exit.Wrap(err, exit.Failed, strings.TrimSpace(string(out)), "restore_command failed for %s", name)
-	}
-	if err := volume.SyncFile(volume.OS, tmp); err != nil {
-		return "", exit.Wrap(err, exit.Failed, "", "restore_command succeeded and left no %s", name)
-	}
-	return path, volume.RenameDurable(volume.OS, tmp, path)
 }
 
 func ignoreMissing(err error) error {

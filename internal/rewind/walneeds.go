@@ -1,0 +1,89 @@
+package rewind
+
+import (
+	"context"
+	"slices"
+
+	"tidemark/pkg/timeline"
+	"tidemark/pkg/wal"
+)
+
+// walNeed is a segment that is needed, and where it lies.
+type walNeed struct {
+	number wal.SegmentNumber
+	name   string
+	where  string // "" where it is missing
+}
+
+// WALRun is a run of segments that lie in one place.
+type WALRun struct {
+	First    string `json:"first"`              // name of the first segment
+	Last     string `json:"last"`               // name of the last one
+	Segments int    `json:"segments"`           // how many
+	FoundIn  string `json:"found_in,omitempty"` // where they lie, in words; absent: they are missing
+}
+
+// WALNeeds says which WAL a rewind needs, and where that is.
+type WALNeeds struct {
+	Target []WALRun `json:"target"` // read to find the changed blocks: from the last common checkpoint's redo point to the target's end
+	Replay []WALRun `json:"replay"` // replayed by the rewound server: from its redo point to the source's end, without the running segment
+}
+
+// runs joins neighbours that lie in one place.
+func runs(needs []walNeed) []WALRun {
+	var list []WALRun
+	for i, n := range needs {
+		if k := len(list) - 1; k >= 0 && list[k].FoundIn == n.where && needs[i-1].number+1 == n.number {
+			list[k].Last = n.name
+			list[k].Segments++
+			continue
+		}
+		list = append(list, WALRun{First: n.name, Last: n.name, Segments: 1, FoundIn: n.where})
+	}
+	return list
+}
+
+// needs lists the target's segments that were read, from a position on.
+func (t *targetWAL) needs(from wal.LSN) []walNeed {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var list []walNeed
+	for n, where := range t.found {
+		if names := candidates(t.history, t.size, n); n >= t.size.Number(from) && len(names) > 0 {
+			list = append(list, walNeed{n, names[0], where})
+		}
+	}
+	slices.SortFunc(list, func(a, b walNeed) int { return int(int64(a.number) - int64(b.number)) })
+	return list
+}
+
+// locate finds out where else than in the two pg_wal a segment on one side's
+// history lies; "" says nowhere. The other side may have archived another
+// segment of the same name.
+func (j *job) locate(ctx context.Context, other []timeline.Span, forkSeg, n wal.SegmentNumber, name string) (string, error) {
+	if !unequivocal(other, j.tc.XLogSegSize, forkSeg, n, name) {
+		return "", nil
+	}
+	l, err := j.search.locate(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	if l.where == "" && l.fault != nil {
+		return "", j.explainWAL(&archiveFault{name, l.fault}, "looking for WAL that replay needs")
+	}
+	return l.where, nil
+}
+
+// unequivocal tells whether an archive can hold only one side's segment under
+// a name. From the fork on the other side may have written, and archived,
+// another one of the same name: where both call their timeline by the same
+// number.
+func unequivocal(other []timeline.Span, size wal.SegmentSize, forkSeg, n wal.SegmentNumber, name string) bool {
+	if n < forkSeg {
+		return true
+	}
+	f, _ := wal.ParseFileName(name)
+	return !slices.ContainsFunc(other, func(s timeline.Span) bool {
+		return s.Timeline == f.Timeline && s.Begin < size.End(n) && (s.End == 0 || s.End >= size.End(n))
+	})
+}
