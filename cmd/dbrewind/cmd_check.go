@@ -89,6 +89,9 @@ func renderDivergence(t *cli.Text, r *rewind.Report) {
 	}
 	pairs := []any{"fork", forkText(&r.Divergence), "last common checkpoint", r.Checkpoint.LSN.String(),
 		"replay would begin at", r.Start.Redo.String(), "WAL for the replay", missing}
+	if r.WAL != nil {
+		pairs = append(pairs[:len(pairs)-2], "WAL of the target to read", walText(r.WAL.Target), "WAL for the replay", walText(r.WAL.Replay))
+	}
 	if r.Pending == "" {
 		pairs = append(pairs, "changed blocks", cli.Count(r.Blocks))
 	}
