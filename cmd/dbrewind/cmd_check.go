@@ -35,6 +35,10 @@ func (c *checkCmd) Run(ctx context.Context, e *cli.Env) error {
 	if rep.Pending != "" {
 		return exit.New(exit.Problem, "run the same rewind again", "the target holds an unfinished rewind")
 	}
+	if c := rep.Compared; c != nil && !rep.Diverged && rep.Plan.Bytes > 0 {
+		return exit.New(exit.Problem, "dbrewind run --compare makes the target a copy of the source",
+			"target and source differ in %s of %s", cli.Bytes(c.DifferingBytes), cli.Bytes(c.Bytes))
+	}
 	if rep.Diverged {
 		return exit.New(exit.Problem, "dbrewind run brings the target back; what is listed above is lost then",
 			"the target diverged from the source at %s", forkText(&rep.Divergence))
@@ -43,15 +47,21 @@ func (c *checkCmd) Run(ctx context.Context, e *cli.Env) error {
 }
 
 func forkText(d *rewind.Divergence) string {
+	if d.Fork == nil {
+		return "" // not known, where sides were only compared
+	}
 	return fmt.Sprintf("%s on timeline %d", d.Fork.LSN, d.Fork.Timeline)
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 func renderReport(t *cli.Text, r *rewind.Report) {
-	if r.Diverged {
+	switch {
+	case r.Diverged:
 		t.Line("Diverged: %s.", r.Reason)
-	} else {
+	case r.Compared != nil:
+		t.Line("Compared: %s.", r.Reason)
+	default:
 		t.Line("No divergence: %s.", r.Reason)
 	}
 	tab := cli.NewTable("", "where", "state", "timeline", "WAL ends at", "history")
@@ -62,7 +72,10 @@ func renderReport(t *cli.Text, r *rewind.Report) {
 		tab.Row(s.what, s.side.Name, s.side.State, s.side.Timeline.String(), s.side.End.String(), historyText(s.side.Spans))
 	}
 	t.Table(tab)
-	if r.Diverged {
+	switch {
+	case r.Compared != nil:
+		renderComparison(t, r)
+	case r.Diverged:
 		renderDivergence(t, r)
 	}
 	for _, w := range r.Warnings {
@@ -82,12 +95,35 @@ func historyText(spans []timeline.Span) string {
 	return strings.Join(parts, " → ")
 }
 
+// renderComparison is for a check that compared: of the target's WAL nothing is known.
+func renderComparison(t *cli.Text, r *rewind.Report) {
+	pairs := append([]any{"fork", forkText(&r.Divergence)}, comparedText(r.Compared)...)
+	pairs = append(pairs, "replay would begin at", r.Start.Redo.String())
+	t.KV(append(pairs, totals(r.Plan, r.Plan.Bytes+r.LateBytes)...)...)
+	t.Blank()
+	t.Line("Which transactions a rewind loses only the target's WAL could tell: leave --compare out to see.")
+}
+
+// comparedText are a comparison's sums as keys and values; none without one.
+func comparedText(c *rewind.Comparison) []any {
+	if c == nil {
+		return nil
+	}
+	return []any{"compared", fmt.Sprintf("%s in %s", cli.Bytes(c.Bytes), cli.Plural(c.Files, "file", "files")),
+		"of that differ", fmt.Sprintf("%s in %s", cli.Bytes(c.DifferingBytes), cli.Plural(c.DifferingFiles, "file", "files")),
+		"hashes moved", cli.Bytes(c.DigestBytes)}
+}
+
 func renderDivergence(t *cli.Text, r *rewind.Report) {
 	missing := "all there"
 	if len(r.Missing) > 0 {
 		missing = "missing: " + strings.Join(r.Missing, ", ")
 	}
-	pairs := []any{"fork", forkText(&r.Divergence), "last common checkpoint", r.Checkpoint.LSN.String(),
+	common := "" // an interrupted comparison did without
+	if r.Checkpoint != nil {
+		common = r.Checkpoint.LSN.String()
+	}
+	pairs := []any{"fork", forkText(&r.Divergence), "last common checkpoint", common,
 		"replay would begin at", r.Start.Redo.String(), "WAL for the replay", missing}
 	if r.WAL != nil {
 		pairs = append(pairs[:len(pairs)-2], "WAL of the target to read", walText(r.WAL.Target), "WAL for the replay", walText(r.WAL.Replay))

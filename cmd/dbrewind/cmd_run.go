@@ -20,7 +20,8 @@ func (c *runCmd) Run(ctx context.Context, e *cli.Env) error { return c.run(ctx, 
 func (runCmd) Examples() string {
 	return `dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' --dry-run   # the plan
 dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' -R          # then follow db2
-dbrewind run -D /srv/pg --source-pgdata /srv/pg-new                          # source is stopped`
+dbrewind run -D /srv/pg --source-pgdata /srv/pg-new                          # source is stopped
+dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' -R --compare   # the WAL is gone: by hashes`
 }
 
 // shownActions is how much of a plan is printed for people.
@@ -30,7 +31,7 @@ func renderResult(t *cli.Text, r *rewind.Result, err error) {
 	switch {
 	case err != nil:
 		return // the error says it
-	case !r.Diverged:
+	case !r.Diverged && r.Compared == nil:
 		t.Line("No rewind required: %s.", r.Reason)
 	case r.DryRun:
 		renderPlan(t, r)
@@ -40,9 +41,10 @@ func renderResult(t *cli.Text, r *rewind.Result, err error) {
 		if r.Resumed {
 			before = cli.Bytes(r.Skipped)
 		}
-		t.KV("fork", forkText(&r.Divergence), "replay begins at", r.Start.Redo.String(), "bytes moved", cli.Bytes(r.Bytes),
+		pairs := append([]any{"fork", forkText(&r.Divergence)}, comparedText(r.Compared)...)
+		t.KV(append(pairs, "replay begins at", r.Start.Redo.String(), "bytes moved", cli.Bytes(r.Bytes),
 			"durable from before", before, "size of the source", cli.Bytes(r.Totals.SourceBytes),
-			"kept for an undo", undoText(r.Undo), "took", cli.Duration(seconds(r.Seconds)))
+			"kept for an undo", undoText(r.Undo), "took", cli.Duration(seconds(r.Seconds)))...)
 	}
 	if r.Standby {
 		t.Line("The target is set up as a standby: start it.")
@@ -54,7 +56,9 @@ func renderResult(t *cli.Text, r *rewind.Result, err error) {
 
 func renderPlan(t *cli.Text, r *rewind.Result) {
 	t.Line("Dry run: nothing is changed.")
-	t.KV(append([]any{"fork", forkText(&r.Divergence), "replay would begin at", r.Start.Redo.String()}, totals(r.Totals, r.Bytes)...)...)
+	pairs := append([]any{"fork", forkText(&r.Divergence)}, comparedText(r.Compared)...)
+	pairs = append(pairs, "replay would begin at", r.Start.Redo.String())
+	t.KV(append(pairs, totals(r.Totals, r.Bytes)...)...)
 	tab := cli.NewTable("action", "path", ">bytes", "why")
 	for _, a := range r.Plan.Actions[:min(len(r.Plan.Actions), shownActions)] {
 		tab.Row(a.Kind.String(), a.Path, cli.Bytes(a.Bytes()), a.Reason)

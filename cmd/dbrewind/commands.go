@@ -49,6 +49,7 @@ type pairFlags struct {
 	ConfigFile   string `name:"config-file" placeholder:"FILE" type:"path" help:"The target's postgresql.conf where it lies elsewhere."`
 	Restore      bool   `name:"restore-target-wal" short:"c" help:"Fetch missing WAL by the restore_command of the target, or of the source."`
 	Repo         string `name:"repo" placeholder:"DIR" env:"TIDEMARK_REPO" config:"repository.path" help:"Repository in which missing WAL is looked for, too."`
+	Compare      bool   `name:"compare" help:"Find differing blocks by hashes on both sides: without the target's WAL, and without checksums or wal_log_hints."`
 	Debug        bool   `name:"debug" help:"As --verbose, and more."`
 	cli.BindirFlag
 	cli.JobsFlag
@@ -69,7 +70,7 @@ type rewindFlags struct {
 
 func (f *pairFlags) options(e *cli.Env) rewind.Options {
 	o := rewind.Options{Target: f.Target, SourceDir: f.SourceDir, SourceConn: f.SourceServer, ConfigFile: f.ConfigFile,
-		RestoreTargetWAL: f.Restore, Repository: f.Repo, Bindir: f.Bindir, Jobs: f.Jobs, Progress: e.Progress(), Log: e.Log(), Command: commandLine(os.Args)}
+		RestoreTargetWAL: f.Restore, Repository: f.Repo, Compare: f.Compare, Bindir: f.Bindir, Jobs: f.Jobs, Progress: e.Progress(), Log: e.Log(), Command: commandLine(os.Args)}
 	if f.Debug {
 		o.Log = slog.New(slog.NewTextHandler(e.Stderr(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}

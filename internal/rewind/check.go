@@ -29,6 +29,9 @@ func Check(ctx context.Context, o Options) (*Report, error) {
 		}
 		return &Report{Divergence: res.Divergence}, nil
 	}
+	if j.Compare {
+		return j.checkByComparison(ctx)
+	}
 	d, p, err := j.prepare(ctx, false)
 	if err != nil {
 		return nil, err
@@ -39,6 +42,18 @@ func Check(ctx context.Context, o Options) (*Report, error) {
 	}
 	rep.Warnings = j.warnings
 	return rep, err
+}
+
+// checkByComparison tells what a rewind by comparison would move. Which
+// transactions it loses only the target's WAL could tell.
+func (j *job) checkByComparison(ctx context.Context) (*Report, error) {
+	d, p, err := j.prepareCompare(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	rep := &Report{Divergence: *d, Plan: &p.plan.Totals, LateBytes: p.lateBytes(), Missing: p.missing, Compared: p.compared,
+		Blocks: p.compared.DifferingBytes / int64(j.tc.BlockSize), Warnings: j.warnings}
+	return rep, nil
 }
 
 func (j *job) fill(ctx context.Context, rep *Report, p *planner) (err error) {

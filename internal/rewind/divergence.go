@@ -105,7 +105,7 @@ func (j *job) findCheckpoint(ctx context.Context, d *Divergence) error {
 		return j.explainWAL(err, fmt.Sprintf("looking for the last common checkpoint before the fork at %s", fork))
 	}
 	if d.Checkpoint == nil {
-		return exit.New(exit.Failed, "seed the node anew", "no checkpoint before the fork at %s is in the target's WAL", fork)
+		return exit.New(exit.Failed, "go without the target's WAL (--compare), or seed the node anew", "no checkpoint before the fork at %s is in the target's WAL", fork)
 	}
 	d.Start = earlier(d.Checkpoint, j.sc)
 	return nil

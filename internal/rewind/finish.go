@@ -37,7 +37,7 @@ func (j *job) finish(ctx context.Context, m meta) (blockcopy.Finish, error) {
 	if err != nil {
 		return f, err
 	}
-	if !history.Contains(m.Divergence.Fork.Timeline, m.Divergence.Fork.LSN) || !history.Contains(m.SourceTLI, min(m.SourceEnd, end)) {
+	if !m.onCommonHistory(history) || !history.Contains(m.SourceTLI, min(m.SourceEnd, end)) {
 		return f, exit.New(exit.Refused, "the source is no longer on the history that was copied from; rewind to a server that is",
 			"the source went over to another history while it was copied (timeline %d)", tli)
 	}
@@ -48,6 +48,15 @@ func (j *job) finish(ctx context.Context, m meta) (blockcopy.Finish, error) {
 	f.Label = newLabel(m.Divergence.Start, sc.XLogSegSize)
 	f.Files, err = j.finalFiles(ctx, m)
 	return f, err
+}
+
+// onCommonHistory tells whether a history holds what the copy began with: the
+// fork, or where no fork is known the checkpoint that replay begins with.
+func (m meta) onCommonHistory(h *timeline.History) bool {
+	if m.Divergence.Fork == nil {
+		return h.Contains(m.Divergence.Start.Timeline, m.Divergence.Start.Redo)
+	}
+	return h.Contains(m.Divergence.Fork.Timeline, m.Divergence.Fork.LSN)
 }
 
 // newControl is the source's pg_control, as of a server that recovers and is
@@ -96,9 +105,12 @@ func (j *job) lateWAL(ctx context.Context, m meta, h *timeline.History, end wal.
 		if len(late) == n && len(c) > 0 {
 			name, _ := wal.ParseFileName(c[0])
 			number, _ := name.Number(size)
-			where, err := j.locate(ctx, m.Divergence.Target.Spans, size.Number(m.Divergence.Fork.LSN), number, c[0])
+			where, err := j.locate(ctx, m.Divergence.Target.Spans, m.forkSegment(size), number, c[0])
 			if err != nil {
 				return nil, err
+			}
+			if where == "" && m.Compared {
+				return nil, recycledMeanwhile(c[:1], exit.Partial, j.hold != nil)
 			}
 			if where == "" {
 				j.warn("the source no longer has WAL segment %s: the target needs it from the WAL archive (restore_command)", c[0])

@@ -12,6 +12,8 @@ import (
 	"runtime"
 	"sync"
 
+	"github.com/jackc/pgx/v5"
+
 	"tidemark/internal/blockcopy"
 	"tidemark/internal/exit"
 	"tidemark/internal/postgres"
@@ -31,6 +33,7 @@ type job struct {
 	warns    sync.Mutex
 	warnings []string
 	search   *walSearch // for WAL that neither side has; nil before the histories are read
+	hold     *pgx.Conn  // holds the source's WAL; nil where nothing does
 	crashed  bool       // the target was not shut down, and is looked at as it is
 }
 
@@ -65,6 +68,7 @@ func (j *job) close() {
 	if j.wal != nil {
 		j.wal.close()
 	}
+	j.letGo()
 	if err := j.source.Close(); err != nil {
 		j.Log.Debug("closing the source", "error", err)
 	}
@@ -149,8 +153,8 @@ func (j *job) check(ctx context.Context) (err error) {
 		return refuse("a major version upgrade lies between them: seed the node anew", "target is PostgreSQL %d, source is PostgreSQL %d", t.Major(), s.Major())
 	case t.BlockSize != s.BlockSize || t.RelSegSize != s.RelSegSize || t.XLogSegSize != s.XLogSegSize || t.XLogBlockSize != s.XLogBlockSize:
 		return refuse("seed the node anew", "target and source differ in block or segment sizes")
-	case !t.Checksums() && !t.WalLogHints:
-		return refuse("its WAL does not tell all changes; seed the node anew, and set wal_log_hints = on (or enable checksums) for the next time",
+	case !t.Checksums() && !t.WalLogHints && !j.Compare:
+		return refuse("its WAL does not tell all changes; find them by hashes on both sides (--compare), or seed the node anew, and set wal_log_hints = on (or enable checksums) for the next time",
 			"the target has neither data checksums nor wal_log_hints = on")
 	case !j.source.live() && !s.State.Clean():
 		return refuse("start and stop it once, or use it as a live source", "the source was not shut down cleanly: its state is %q", s.State)

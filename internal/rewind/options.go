@@ -23,6 +23,7 @@ type Options struct {
 	ConfigFile        string            // the target's postgresql.conf where it lies outside the data directory
 	Bindir            string            // the server's programs; found by themselves otherwise
 	WriteRecoveryConf bool              // make the target a standby of SourceConn
+	Compare           bool              // find differing blocks by hashes on both sides, without the target's WAL
 	RestoreTargetWAL  bool              // fetch missing WAL by the restore_command of either side
 	Repository        string            // where missing WAL is looked for, too; empty for none
 	NoEnsureShutdown  bool              // refuse a crashed target instead of recovering it
@@ -80,6 +81,7 @@ type Report struct {
 	Blocks        int64             `json:"changed_blocks"`                  // blocks that the target's WAL changed since the checkpoint's redo point
 	Plan          *blockcopy.Totals `json:"plan,omitempty"`                  // what a rewind would do
 	LateBytes     int64             `json:"late_wal_bytes_max"`              // the running WAL segment, copied at the end
+	Compared      *Comparison       `json:"compared,omitempty"`              // with --compare
 	Pending       string            `json:"unfinished_run_state,omitempty"`  // of an unfinished rewind found in the target
 	Warnings      []string          `json:"warnings,omitempty"`
 }
@@ -93,6 +95,7 @@ type Result struct {
 	Skipped  int64             `json:"bytes_durable_before"` // durable from an interrupted run, not copied again
 	Plan     *blockcopy.Plan   `json:"plan,omitempty"`       // with DryRun: the very plan that would run
 	Totals   *blockcopy.Totals `json:"totals,omitempty"`
+	Compared *Comparison       `json:"compared,omitempty"` // with --compare: what was found
 	Seconds  float64           `json:"elapsed_seconds"`
 	Undo     int64             `json:"undo_bytes"` // kept in the target for an undo; 0 where it cannot be undone
 	Standby  bool              `json:"standby"`    // the target is set up to start as a standby
@@ -109,6 +112,7 @@ type meta struct {
 	Done       []string    `json:"wal_done,omitempty"` // segments to be marked as archived
 	Restored   []string    `json:"restored,omitempty"` // segments that come from an archive
 	Recovery   bool        `json:"write_recovery_conf"`
+	Compared   bool        `json:"compared,omitempty"` // the fork may not be known, and the source's WAL from Start on is needed
 }
 
 func (m meta) encode() json.RawMessage {
@@ -124,7 +128,7 @@ func decodeMeta(p *blockcopy.Plan) (meta, error) {
 	if err := json.Unmarshal(p.Meta, &m); err != nil {
 		return m, fmt.Errorf("the plan in the journal: %w", err)
 	}
-	if m.Divergence.Fork == nil || m.Divergence.Start == nil {
+	if m.Divergence.Fork == nil && !m.Compared || m.Divergence.Start == nil {
 		return m, fmt.Errorf("the plan in the journal does not say where the fork is")
 	}
 	return m, nil

@@ -40,11 +40,11 @@ func (j *job) scan(ctx context.Context, d *Divergence) (*changes, error) {
 			"the target's WAL should end at %s, and its last record ends at %s", o.End, m.End)
 	}
 	for _, u := range m.Unknown {
-		return nil, exit.New(exit.Refused, "seed the node anew", "the record at %s (%s, info %#x) changes relation files in a way that is not known", u.LSN, u.RMID, u.Info)
+		return nil, exit.New(exit.Refused, "find what differs without it (--compare), or seed the node anew", "the record at %s (%s, info %#x) changes relation files in a way that is not known", u.LSN, u.RMID, u.Info)
 	}
 	for _, s := range m.Settings {
 		if p := s.Parameters; p != nil && !p.WALLogHints && !j.tc.Checksums() {
-			return nil, exit.New(exit.Refused, "seed the node anew", "wal_log_hints was off at %s: the target's WAL does not tell all changes", s.LSN)
+			return nil, exit.New(exit.Refused, "find what differs without it (--compare), or seed the node anew", "wal_log_hints was off at %s: the target's WAL does not tell all changes", s.LSN)
 		}
 	}
 	c := &changes{pages: m, databases: map[[2]uint32]bool{}}
@@ -74,8 +74,10 @@ type planner struct {
 	walFirst []blockcopy.Action // WAL is copied first, before the source recycles it
 	actions  []blockcopy.Action
 	meta     meta
-	missing  []string  // segments that replay needs and that are nowhere
-	needs    []walNeed // segments that replay needs, in log order
+	missing  []string               // segments that replay needs and that are nowhere
+	needs    []walNeed              // segments that replay needs, in log order
+	hashed   *blockcopy.Differences // with Compare
+	compared *Comparison
 }
 
 // makePlan lists both sides and decides.
@@ -92,7 +94,7 @@ func (j *job) makePlan(ctx context.Context, d *Divergence, c *changes) (*planner
 	p := &planner{job: j, changes: c, d: d, source: map[string]blockcopy.Entry{}, target: map[string]blockcopy.Entry{},
 		unlogged: volume.Unlogged{}, plan: &blockcopy.Plan{Operation: "rewind", Command: j.Command, Source: j.source.Name()}}
 	p.meta = meta{SystemID: j.tc.SystemIdentifier, SourceDir: !j.source.live(), Divergence: *d,
-		SourceEnd: d.Source.End, SourceTLI: d.Source.Timeline, Recovery: j.WriteRecoveryConf}
+		SourceEnd: d.Source.End, SourceTLI: d.Source.Timeline, Recovery: j.WriteRecoveryConf, Compared: j.Compare}
 	for _, e := range theirs {
 		p.source[e.Path] = e
 		p.unlogged.Note(e.Path)
@@ -100,6 +102,11 @@ func (j *job) makePlan(ctx context.Context, d *Divergence, c *changes) (*planner
 	}
 	for _, e := range ours {
 		p.target[e.Path] = e
+	}
+	if j.Compare {
+		if err := p.compare(ctx, theirs); err != nil {
+			return nil, err
+		}
 	}
 	for _, e := range theirs {
 		if err := p.fromSource(e); err != nil {
@@ -111,7 +118,11 @@ func (j *job) makePlan(ctx context.Context, d *Divergence, c *changes) (*planner
 			p.onlyTarget(e)
 		}
 	}
-	if err := p.planWAL(ctx); err != nil {
+	planWAL := p.planWAL
+	if j.Compare {
+		planWAL = p.replaceWAL
+	}
+	if err := planWAL(ctx); err != nil {
 		return nil, err
 	}
 	p.finishPlan()
@@ -194,6 +205,9 @@ func (p *planner) link(e blockcopy.Entry) error {
 }
 
 func (p *planner) file(e, t blockcopy.Entry, have bool) {
+	if p.byHash(e, t, have) {
+		return
+	}
 	whole := blockcopy.Action{Kind: blockcopy.Copy, Path: e.Path, Size: e.Size}
 	switch volume.Classify(e.Path) {
 	case volume.ClassControl, volume.ClassLabel, volume.ClassWAL:

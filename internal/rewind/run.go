@@ -47,14 +47,18 @@ func (j *job) run(ctx context.Context) (*Result, error) {
 	if res, err := j.alreadyRewound(ctx); res != nil || err != nil {
 		return res, err
 	}
-	d, p, err := j.prepare(ctx, !j.DryRun)
+	prepare := j.prepare
+	if j.Compare {
+		prepare = j.prepareCompare
+	}
+	d, p, err := prepare(ctx, !j.DryRun)
 	if err != nil {
 		return nil, err
 	}
-	if !d.Diverged {
+	if !d.Diverged && !j.Compare {
 		return j.nothingToDo(d)
 	}
-	res := &Result{Divergence: *d, DryRun: j.DryRun, Totals: &p.plan.Totals, Bytes: p.plan.Totals.Bytes + p.lateBytes()}
+	res := &Result{Divergence: *d, DryRun: j.DryRun, Totals: &p.plan.Totals, Bytes: p.plan.Totals.Bytes + p.lateBytes(), Compared: p.compared}
 	if len(p.missing) > 0 {
 		return nil, p.missingWAL()
 	}
@@ -157,6 +161,9 @@ func (j *job) goOn(ctx context.Context, p *blockcopy.PendingRun) (*Result, error
 	j.Progress.Note("going on with the rewind of %s: %d of %d bytes are durable", p.Plan.Created.Format(time.RFC3339), p.DoneBytes, p.Plan.Totals.Bytes)
 	j.WriteRecoveryConf = j.WriteRecoveryConf || m.Recovery && j.SourceConn != ""
 	res := &Result{Divergence: m.Divergence, Resumed: true}
+	if m.Compared {
+		j.holdWAL(ctx)
+	}
 	return res, j.apply(ctx, res, p.Plan, true)
 }
 

@@ -364,5 +364,5 @@ func (j *job) explainWAL(err error, doing string) error {
 	case errors.As(err, &fault):
 		return exit.Wrap(err, exit.Failed, "mend it and run the command again; WAL is restored into "+os.TempDir()+" (TMPDIR names another directory)", "%s", doing)
 	}
-	return exit.Wrap(err, exit.Failed, "the target's WAL cannot be trusted from there on: seed the node anew (dbrepl seed)", "%s", doing)
+	return exit.Wrap(err, exit.Failed, "the target's WAL cannot be trusted from there on: go without it (--compare), or seed the node anew (dbrepl seed)", "%s", doing)
 }
