@@ -20,7 +20,7 @@ import (
 
 // finish makes what the end of a run needs, after the last copied byte is
 // durable: replay must reach the position that the source has now.
-func (j *job) finish(ctx context.Context, m meta) (blockcopy.Finish, error) {
+func (j *job) finish(ctx context.Context, m meta, plan *blockcopy.Plan) (blockcopy.Finish, error) {
 	var f blockcopy.Finish
 	sc, err := j.source.control(ctx)
 	if err != nil {
@@ -44,6 +44,11 @@ func (j *job) finish(ctx context.Context, m meta) (blockcopy.Finish, error) {
 	if f.Late, err = j.lateWAL(ctx, m, history, end, sc.XLogSegSize); err != nil {
 		return f, err
 	}
+	onDisk, err := j.source.onDisk(ctx, sc, end)
+	if err != nil {
+		return f, err
+	}
+	f.Check = func(ctx context.Context) error { return j.guard(ctx, m, plan, sc, history, onDisk) }
 	f.Control = newControl(sc, end, tli)
 	f.Label = newLabel(m.Divergence.Start, sc.XLogSegSize)
 	f.Files, err = j.finalFiles(ctx, m)

@@ -112,7 +112,8 @@ type meta struct {
 	Done       []string    `json:"wal_done,omitempty"` // segments to be marked as archived
 	Restored   []string    `json:"restored,omitempty"` // segments that come from an archive
 	Recovery   bool        `json:"write_recovery_conf"`
-	Compared   bool        `json:"compared,omitempty"` // the fork may not be known, and the source's WAL from Start on is needed
+	Compared   bool        `json:"compared,omitempty"`        // the fork may not be known, and the source's WAL from Start on is needed
+	Instance   string      `json:"source_instance,omitempty"` // of a live server: names its run, under whatever address
 }
 
 func (m meta) encode() json.RawMessage {

@@ -9,6 +9,7 @@ import (
 
 	"tidemark/internal/blockcopy"
 	"tidemark/internal/exit"
+	"tidemark/internal/progress"
 	"tidemark/pkg/volume"
 	"tidemark/pkg/wal"
 )
@@ -78,6 +79,7 @@ type planner struct {
 	needs    []walNeed              // segments that replay needs, in log order
 	hashed   *blockcopy.Differences // with Compare
 	compared *Comparison
+	equal    map[string]bool // files that are no relation's main fork and hold the same on both sides
 }
 
 // makePlan lists both sides and decides.
@@ -94,7 +96,7 @@ func (j *job) makePlan(ctx context.Context, d *Divergence, c *changes) (*planner
 	p := &planner{job: j, changes: c, d: d, source: map[string]blockcopy.Entry{}, target: map[string]blockcopy.Entry{},
 		unlogged: volume.Unlogged{}, plan: &blockcopy.Plan{Operation: "rewind", Command: j.Command, Source: j.source.Name()}}
 	p.meta = meta{SystemID: j.tc.SystemIdentifier, SourceDir: !j.source.live(), Divergence: *d,
-		SourceEnd: d.Source.End, SourceTLI: d.Source.Timeline, Recovery: j.WriteRecoveryConf, Compared: j.Compare}
+		SourceEnd: d.Source.End, SourceTLI: d.Source.Timeline, Recovery: j.WriteRecoveryConf, Compared: j.Compare, Instance: j.source.instance(ctx)}
 	for _, e := range theirs {
 		p.source[e.Path] = e
 		p.unlogged.Note(e.Path)
@@ -103,10 +105,12 @@ func (j *job) makePlan(ctx context.Context, d *Divergence, c *changes) (*planner
 	for _, e := range ours {
 		p.target[e.Path] = e
 	}
+	compare := p.compareFiles
 	if j.Compare {
-		if err := p.compare(ctx, theirs); err != nil {
-			return nil, err
-		}
+		compare = p.compare
+	}
+	if err := compare(ctx, theirs); err != nil {
+		return nil, err
 	}
 	for _, e := range theirs {
 		if err := p.fromSource(e); err != nil {
@@ -125,6 +129,7 @@ func (j *job) makePlan(ctx context.Context, d *Divergence, c *changes) (*planner
 	if err := planWAL(ctx); err != nil {
 		return nil, err
 	}
+	p.slots()
 	p.finishPlan()
 	return p, nil
 }
@@ -143,10 +148,31 @@ func (p *planner) unchanged(e blockcopy.Entry) {
 	p.plan.Totals.UnchangedSize += e.Size
 }
 
+// compareFiles finds out which files that would be copied whole are equal
+// already: most of the maps of free space and of visibility, and most of what
+// is no relation at all.
+func (p *planner) compareFiles(ctx context.Context, theirs []blockcopy.Entry) (err error) {
+	var same []blockcopy.Entry
+	for _, e := range theirs {
+		if t, ok := p.target[e.Path]; ok && e.Type == blockcopy.File && t.Type == e.Type && t.Size == e.Size && p.whole(e) {
+			same = append(same, e)
+		}
+	}
+	p.Progress.Phase("comparing small files", 0, progress.Items)
+	p.equal, err = blockcopy.EqualFiles(ctx, p.job.source.Source, p.Target, same, p.Jobs)
+	return err
+}
+
+// whole tells whether a file, where it is copied, is copied whole.
+func (p *planner) whole(e blockcopy.Entry) bool {
+	c := volume.Classify(e.Path)
+	return (c == volume.ClassCopy || c == volume.ClassRelFork) && !own(e.Path) && !p.unlogged.Omit(e.Path)
+}
+
 // The target's own, whatever the source has under these names: its log
-// directories, and what belongs to one server only.
+// directories, its replication slots, and what belongs to one server only.
 var ownNames = map[string]bool{
-	"log": true, "pg_log": true, "backup_label.old": true, "tablespace_map.old": true,
+	"log": true, "pg_log": true, "pg_replslot": true, "backup_label.old": true, "tablespace_map.old": true,
 	"standby.signal": true, "recovery.signal": true, "postmaster.opts": true, "current_logfiles": true,
 }
 
@@ -225,7 +251,11 @@ func (p *planner) file(e, t blockcopy.Entry, have bool) {
 	case volume.ClassRelMain:
 		p.relation(e, t, have)
 	default:
-		if !p.unlogged.Omit(e.Path) {
+		switch {
+		case p.unlogged.Omit(e.Path):
+		case p.equal[e.Path]:
+			p.unchanged(e)
+		default:
 			p.add(whole)
 		}
 	}

@@ -114,7 +114,7 @@ func (j *job) apply(ctx context.Context, res *Result, plan *blockcopy.Plan, resu
 		return err
 	}
 	o := blockcopy.Options{Target: j.Target, FS: j.fs, Source: j.source, Jobs: j.Jobs, NoSync: j.NoSync, Progress: j.Progress, Log: j.Log, Resume: resume,
-		Finish: func(ctx context.Context) (blockcopy.Finish, error) { return j.finish(ctx, m) }}
+		Finish: func(ctx context.Context) (blockcopy.Finish, error) { return j.finish(ctx, m, plan) }}
 	o.Undo, o.UndoFiles, o.UndoCommand = !j.NoUndo, setUpByHand, j.UndoCommand
 	if !resume {
 		o.Plan = plan
@@ -179,8 +179,9 @@ func (j *job) sameSource(ctx context.Context, m meta, name string) error {
 		return exit.New(exit.Refused, "name the same source as before", "the source is another cluster than the one that was copied from")
 	}
 	if j.source.Name() != name {
-		return exit.New(exit.Refused, "name the same source as before; if it is gone for good, seed the node anew (dbrepl seed)",
-			"the unfinished rewind copied from %s, not from %s", name, j.source.Name())
+		if err := j.sameUnderAnotherName(ctx, m, sc, name); err != nil {
+			return err
+		}
 	}
 	if err := j.source.checkLive(ctx); err != nil {
 		return err

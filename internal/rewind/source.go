@@ -96,6 +96,25 @@ func (s *source) position(ctx context.Context, c *volume.Control) (wal.LSN, time
 	return 0, 0, exit.New(exit.Failed, "wait until it accepts sessions as primary or standby", "%s is %s", s.Name(), c.State)
 }
 
+// onDisk returns how far the source's WAL is on its disk, at most end. No block
+// that was read before is younger.
+func (s *source) onDisk(ctx context.Context, c *volume.Control, end wal.LSN) (wal.LSN, error) {
+	if !s.live() || c.State != volume.StateInProduction {
+		return end, nil
+	}
+	conn, err := postgres.Connect(ctx, s.conn)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var text string
+	if err := postgres.Query(ctx, conn, "SELECT pg_current_wal_flush_lsn()::text", nil, &text); err != nil {
+		return 0, err
+	}
+	flushed, err := wal.ParseLSN(text)
+	return min(flushed, end), err
+}
+
 func (s *source) insertPosition(ctx context.Context) (wal.LSN, timeline.ID, error) {
 	conn, err := postgres.Connect(ctx, s.conn)
 	if err != nil {
