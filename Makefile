@@ -17,7 +17,7 @@ space := $(empty) $(empty)
 list   = $(subst $(space),$(comma),$(strip $(1)))
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-matrix bench bench-rewind fuzz lint demo fixtures clean postgres
+.PHONY: help build test test-matrix bench bench-rewind fuzz lint demo fixtures clean postgres stores
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ demo: build ## a cluster through backup, switchover, crash, failover, rewind and
 	@scripts/postgres.sh ensure
 	@$(GO) build -o $(BIN)/ ./examples/ledger
 	@examples/failover-playbook.sh
+
+stores: ## install the S3 server and sshd that the tests of remote repositories use
+	@scripts/stores.sh
 
 fixtures: ## write testdata/ anew with servers of all six majors
 	@scripts/postgres.sh $(ALL_MAJORS)

@@ -66,6 +66,9 @@ var (
 	ErrExist error = &kind{"object exists already", fs.ErrExist}
 	// ErrNotExist is returned by Get when no such object is in the store.
 	ErrNotExist error = &kind{"no such object", fs.ErrNotExist}
+	// ErrLocked is returned by Delete when the store keeps the object for a time
+	// that has not passed yet (object lock).
+	ErrLocked = errors.New("kept by the store's lock")
 	// ErrBadName is returned for a name that ValidName does not accept.
 	ErrBadName = errors.New("not a valid object name")
 )

@@ -7,8 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -45,25 +43,13 @@ func hintNoRepository(location string) string {
 	return fmt.Sprintf("check the path, and that the disk it should be on is mounted; to make a new repository there: dbbackup init --repo %s", location)
 }
 
-// driverFor finds the driver for a location.
-func driverFor(location string) (Driver, error) {
-	if scheme, _, ok := strings.Cut(location, "://"); ok && scheme != "file" {
-		return nil, exit.New(exit.Usage, "use a directory", "no driver for repositories at %s://", scheme)
-	}
-	dir := strings.TrimPrefix(location, "file://")
-	if dir == "" {
-		return nil, exit.New(exit.Usage, "name the repository with --repo", "no repository given")
-	}
-	d, err := NewLocal(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, exit.Wrap(err, exit.Failed, hintNoRepository(dir), "no repository at %s", dir)
-	}
-	return d, err
-}
-
-// Open opens the repository at a location: a directory.
+// Open opens the repository at a location, as ParseLocation takes it.
 func Open(ctx context.Context, location string) (*Repository, error) {
-	d, err := driverFor(location)
+	l, err := ParseLocation(location)
+	if err != nil {
+		return nil, err
+	}
+	d, err := l.Driver(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -90,19 +76,25 @@ func OpenDriver(ctx context.Context, d Driver) (*Repository, error) {
 	return &Repository{driver: d, id: m.ID}, nil
 }
 
-// Init makes a repository at a location, in a directory that is missing (its
-// parent must exist) or empty. Where there is one already, it is opened.
+// Init makes a repository at a location: in a directory that is missing (its
+// parent must exist) or empty, or in a bucket. Where there is one already, it
+// is opened.
 func Init(ctx context.Context, location string) (r *Repository, created bool, err error) {
-	dir := strings.TrimPrefix(location, "file://")
-	if !strings.Contains(dir, "://") && dir != "" {
-		if err := os.Mkdir(dir, dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, false, exit.Wrap(err, exit.Failed, "its parent directory must exist and be writable",
-				"cannot make a repository at %s", dir)
-		}
-	}
-	d, err := driverFor(location)
+	l, err := ParseLocation(location)
 	if err != nil {
 		return nil, false, err
+	}
+	if err := l.prepare(); err != nil {
+		return nil, false, err
+	}
+	d, err := l.Driver(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	if m, ok := d.(rootMaker); ok {
+		if err := m.makeRoot(ctx); err != nil {
+			return nil, false, err
+		}
 	}
 	return InitDriver(ctx, d)
 }
@@ -113,6 +105,11 @@ func InitDriver(ctx context.Context, d Driver) (r *Repository, created bool, err
 		return r, false, nil
 	} else if !errors.Is(err, ErrNotExist) {
 		return nil, false, err
+	}
+	if p, ok := d.(preparer); ok {
+		if err := p.prepare(ctx); err != nil {
+			return nil, false, err
+		}
 	}
 	if err := mustBeEmpty(ctx, d); err != nil {
 		return nil, false, err

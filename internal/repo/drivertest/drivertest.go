@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"sort"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -29,14 +30,17 @@ func Run(t *testing.T, open func(t *testing.T) (first, second repo.Driver)) {
 		{"Ranges", ranges},
 		{"CreateOnly", createOnly},
 		{"CreateOnlyRace", createOnlyRace},
+		{"TwoLargeAtOnce", twoLargeAtOnce},
 		{"FailedPutLeavesNothing", failedPut},
 		{"UnfinishedIsInvisible", unfinished},
 		{"CancelledPut", cancelledPut},
 		{"NotExist", notExist},
 		{"List", list},
 		{"ListIsFolders", listIsFolders},
+		{"ListIsCurrent", listIsCurrent},
 		{"Delete", del},
 		{"Names", names},
+		{"OddNames", oddNames},
 		{"Sweep", sweep},
 		{"ManyAtOnce", manyAtOnce},
 	}
@@ -187,6 +191,43 @@ func createOnlyRace(t *testing.T, a, b repo.Driver) {
 	}
 }
 
+// twoLargeAtOnce has two writers begin before either ends.
+func twoLargeAtOnce(t *testing.T, a, b repo.Driver) {
+	var begun, done sync.WaitGroup
+	var wins atomic.Int32
+	begun.Add(2)
+	for i, d := range []repo.Driver{a, b} {
+		done.Go(func() {
+			content := bytes.Repeat([]byte{byte('a' + i)}, 17<<20+i)
+			err := d.Put(context.Background(), "large/x", func(w io.Writer) error {
+				if _, err := w.Write(content[:9<<20]); err != nil {
+					return err
+				}
+				begun.Done()
+				begun.Wait()
+				_, err := w.Write(content[9<<20:])
+				return err
+			})
+			switch {
+			case err == nil:
+				wins.Add(1)
+				if got := get(t, d, "large/x", 0, -1); !bytes.Equal(got, content) {
+					t.Errorf("%d has won, and %d bytes of %q are there", i, len(got), got[0])
+				}
+			case !errors.Is(err, repo.ErrExist):
+				t.Errorf("put: %v", err)
+			}
+		})
+	}
+	done.Wait()
+	if wins.Load() != 1 {
+		t.Fatalf("%d winners", wins.Load())
+	}
+	if got := listed(t, b, ""); len(got) != 1 {
+		t.Fatalf("listed %v", got)
+	}
+}
+
 func failedPut(t *testing.T, a, b repo.Driver) {
 	boom := errors.New("boom")
 	err := a.Put(context.Background(), "failed/x", func(w io.Writer) error {
@@ -254,12 +295,20 @@ func list(t *testing.T, a, b repo.Driver) {
 	if n := listed(t, a, ""); len(n) != 0 {
 		t.Fatalf("a new store lists %v", n)
 	}
-	var want []string
-	for i := range 1100 { // more than one page of an object store
-		name := fmt.Sprintf("many/%02d/%04d", i%7, i)
-		put(t, a, name, []byte("x"))
-		want = append(want, name+"=1")
+	want := make([]string, 1100) // more than one page of an object store
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := w; i < len(want); i += 8 {
+				name := fmt.Sprintf("many/%02d/%04d", i%7, i)
+				if err := a.Put(context.Background(), name, writing([]byte("x"))); err != nil {
+					t.Errorf("put %s: %v", name, err)
+				}
+				want[i] = name + "=1"
+			}
+		})
 	}
+	wg.Wait()
 	sort.Strings(want)
 	if got := listed(t, b, ""); fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Fatalf("listed %d of %d", len(got), len(want))
@@ -287,6 +336,24 @@ func listIsFolders(t *testing.T, a, _ repo.Driver) {
 	}
 	if got := listed(t, a, "none/"); len(got) != 0 {
 		t.Errorf("listed %v", got)
+	}
+}
+
+// listIsCurrent: what one process has stored or deleted, the other lists.
+func listIsCurrent(t *testing.T, a, b repo.Driver) {
+	for i := range 10 {
+		name := fmt.Sprintf("now/%d", i)
+		put(t, a, name, pattern(i))
+		want := fmt.Sprintf("[%s=%d]", name, i)
+		if got := listed(t, b, "now/"); fmt.Sprint(got) != want {
+			t.Fatalf("after a put: listed %v, want %s", got, want)
+		}
+		if err := b.Delete(context.Background(), name); err != nil {
+			t.Fatal(err)
+		}
+		if got := listed(t, a, "now/"); len(got) != 0 {
+			t.Fatalf("after a delete: listed %v", got)
+		}
 	}
 }
 
@@ -318,6 +385,32 @@ func names(t *testing.T, a, _ repo.Driver) {
 	}
 	if err := a.List(ctx, "x", nil); !errors.Is(err, repo.ErrBadName) {
 		t.Errorf("list without slash: %v", err)
+	}
+}
+
+// oddNames are valid ones that a store may trip over.
+func oddNames(t *testing.T, a, b repo.Driver) {
+	names := []string{"a._-b", "-rf", "_", "A/x", "a/x", "x..y", "x.", "a-/-b", "00000001.history", "CON", "x.tmp",
+		strings.Repeat("n", 200), strings.Repeat("d/", 100) + "x"}
+	var want []string
+	for i, name := range names {
+		put(t, a, name, pattern(i))
+		if got := get(t, b, name, 0, -1); len(got) != i {
+			t.Errorf("%s: %d bytes of %d", name, len(got), i)
+		}
+		want = append(want, fmt.Sprintf("%s=%d", name, i))
+	}
+	sort.Strings(want)
+	if got := listed(t, b, ""); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("listed %v", got)
+	}
+	for _, name := range names {
+		if err := b.Delete(context.Background(), name); err != nil {
+			t.Errorf("delete %s: %v", name, err)
+		}
+	}
+	if got := listed(t, a, ""); len(got) != 0 {
+		t.Errorf("left: %v", got)
 	}
 }
 

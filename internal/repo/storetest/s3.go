@@ -1,0 +1,103 @@
+package storetest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+	"golang.org/x/sys/unix"
+)
+
+// The keys of every test's S3 server.
+const (
+	AccessKey = "tidemark-test"
+	SecretKey = "the-secret-of-the-test"
+)
+
+// S3 is an S3 server of a test.
+type S3 struct {
+	Endpoint string // http://127.0.0.1:port
+	Dir      string // holds the buckets as directories
+	Bucket   string
+	Host     string
+}
+
+// NewS3 starts an S3 server with one bucket, which has versions and object
+// lock where locked is set. The keys are put into the test's environment.
+func NewS3(t testing.TB, locked bool) *S3 {
+	t.Helper()
+	bin := program(t, "versitygw", cacheDirs()...)
+	base := t.TempDir()
+	s := &S3{Dir: filepath.Join(base, "data"), Bucket: "backup"}
+	port := freePort(t)
+	s.Host = fmt.Sprintf("127.0.0.1:%d", port)
+	s.Endpoint = "http://" + s.Host
+	args := []string{"--port", s.Host, "--quiet", "posix"}
+	for _, dir := range []string{"data", "versions", "sidecar"} {
+		if err := os.Mkdir(filepath.Join(base, dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !hasAttributes(base) {
+		args = append(args, "--sidecar", filepath.Join(base, "sidecar"))
+	}
+	if locked {
+		args = append(args, "--versioning-dir", filepath.Join(base, "versions"))
+	}
+	cmd := exec.Command(bin, append(args, s.Dir)...)
+	cmd.Dir = base
+	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+AccessKey, "ROOT_SECRET_KEY="+SecretKey)
+	start(t, port, cmd)
+	err := s.Client(t).MakeBucket(context.Background(), s.Bucket, minio.MakeBucketOptions{ObjectLocking: locked})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range Environment() {
+		t.Setenv(name, value)
+	}
+	return s
+}
+
+// Environment is where commands find the keys.
+func Environment() map[string]string {
+	return map[string]string{"AWS_ACCESS_KEY_ID": AccessKey, "AWS_SECRET_ACCESS_KEY": SecretKey}
+}
+
+// Client returns a client with the server's keys.
+func (s *S3) Client(t testing.TB) *minio.Client {
+	t.Helper()
+	c, err := minio.New(s.Host, &minio.Options{Creds: credentials.NewStaticV4(AccessKey, SecretKey, ""), Region: "us-east-1",
+		BucketLookup: minio.BucketLookupPath})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// Location names the repository at a prefix of the bucket; more are further
+// parameters.
+func (s *S3) Location(prefix string, more ...string) string {
+	return s.At(s.Endpoint, prefix, more...)
+}
+
+// At is Location by way of another endpoint, a proxy's.
+func (s *S3) At(endpoint, prefix string, more ...string) string {
+	return "s3://" + s.Bucket + "/" + prefix + "?" + strings.Join(append([]string{"endpoint=" + endpoint}, more...), "&")
+}
+
+// hasAttributes tells whether files in a directory may have attributes, in
+// which the server keeps what it knows of an object.
+func hasAttributes(dir string) bool {
+	probe := filepath.Join(dir, "probe")
+	if os.WriteFile(probe, nil, 0o600) != nil {
+		return false
+	}
+	defer os.Remove(probe)
+	return unix.Setxattr(probe, "user.probe", []byte("x"), 0) == nil
+}
