@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"strings"
 
 	"tidemark/internal/backup"
 	"tidemark/internal/cli"
@@ -21,8 +22,10 @@ func (c *initCmd) Run(ctx context.Context, e *cli.Env) error {
 	if err := needRepo(c.Repo); err != nil {
 		return err
 	}
-	if _, err := os.Lstat(c.Repo); errors.Is(err, fs.ErrNotExist) {
-		if err := cli.BecomeOwner(c.Repo, c.Owner); err != nil {
+	if strings.Contains(c.Repo, "://") && !strings.HasPrefix(c.Repo, "file://") {
+		// Not on this machine: whoever runs this is told apart there.
+	} else if _, err := os.Lstat(strings.TrimPrefix(c.Repo, "file://")); errors.Is(err, fs.ErrNotExist) {
+		if err := cli.BecomeOwner(strings.TrimPrefix(c.Repo, "file://"), c.Owner); err != nil {
 			return err
 		}
 	} else if err := becomeRepoOwner(c.Repo); err != nil {
@@ -44,5 +47,7 @@ func (c *initCmd) Run(ctx context.Context, e *cli.Env) error {
 // Examples are printed with --help.
 func (initCmd) Examples() string {
 	return `mkdir -p /srv && dbbackup init --repo /srv/backup
-sudo install -d -o postgres /srv/backup && sudo dbbackup init --repo /srv/backup`
+sudo install -d -o postgres /srv/backup && sudo dbbackup init --repo /srv/backup
+dbbackup init --repo 's3://backup/pg?endpoint=https://s3.example.com'   # keys: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
+dbbackup init --repo sftp://backup@vault/srv/pg                         # as ssh backup@vault logs in`
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 
 	"tidemark/internal/backup"
 	"tidemark/internal/cli"
@@ -9,33 +10,49 @@ import (
 )
 
 type pushCmd struct {
-	cli.RepoFlag
+	cli.ReposFlag
 	PGData string `name:"pgdata" short:"D" placeholder:"DIR" type:"path" help:"Data directory; the current one by default, as the server runs it."`
 	File   string `arg:"" name:"file" help:"The WAL file: %p of archive_command."`
 }
 
 // Run archives the file.
 func (c *pushCmd) Run(ctx context.Context, e *cli.Env) error {
-	if err := needRepo(c.Repo); err != nil {
+	if err := needRepos(c.Repos); err != nil {
 		return err
 	}
-	if err := becomeRepoOwner(c.Repo); err != nil {
+	if err := becomeOwner(c.Repos); err != nil {
 		return err
 	}
-	res, err := backup.Push(ctx, c.Repo, c.PGData, c.File)
-	if err != nil {
-		return err
-	}
-	if !e.JSON() && !e.Verbose() {
-		return nil // the server's log needs no line for each segment
-	}
-	return e.Render(res, func(t *cli.Text) {
-		if res.Existed {
-			t.Line("%s is in the archive already, with the same content.", res.File)
-			return
-		}
-		t.Line("%s archived: %s for %s.", res.File, cli.Bytes(res.StoredBytes), cli.Bytes(res.SizeBytes))
+	results, err := inEach(c.Repos, func(location string) (*backup.PushResult, error) {
+		return backup.Push(ctx, location, c.PGData, c.File)
 	})
+	if len(results) == 0 || !e.JSON() && !e.Verbose() {
+		return err // the server's log needs no line for each segment
+	}
+	doc := *results[0]
+	for _, r := range results[1:] {
+		doc.Others = append(doc.Others, backup.PushCopy{Existed: r.Existed, StoredBytes: r.StoredBytes, Repository: r.Repository})
+	}
+	return errors.Join(e.Render(&doc, func(t *cli.Text) {
+		for _, r := range results {
+			renderPushed(t, r, len(c.Repos) > 1)
+		}
+	}), err)
+}
+
+func renderPushed(t *cli.Text, r *backup.PushResult, several bool) {
+	where := "the archive"
+	if several {
+		where = r.Repository
+	}
+	switch {
+	case r.Existed:
+		t.Line("%s is in %s already, with the same content.", r.File, where)
+	case several:
+		t.Line("%s archived in %s: %s for %s.", r.File, where, cli.Bytes(r.StoredBytes), cli.Bytes(r.SizeBytes))
+	default:
+		t.Line("%s archived: %s for %s.", r.File, cli.Bytes(r.StoredBytes), cli.Bytes(r.SizeBytes))
+	}
 }
 
 // Status keeps every failure at or below 125: above, the server takes the
@@ -50,5 +67,6 @@ func (pushCmd) Status(code exit.Code) int {
 // Examples are printed with --help.
 func (pushCmd) Examples() string {
 	return `archive_command = 'dbbackup push --repo /srv/backup %p'
+archive_command = 'dbbackup push --repo /srv/backup --repo "s3://backup/pg?region=eu-central-1" %p'   # durable in both
 cd $PGDATA && dbbackup push --repo /srv/backup -v pg_wal/000000010000000000000003`
 }

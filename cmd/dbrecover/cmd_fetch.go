@@ -14,7 +14,7 @@ import (
 )
 
 type fetchCmd struct {
-	cli.RepoFlag
+	cli.ReposFlag
 	System  uint64 `name:"cluster" placeholder:"ID" help:"System identifier; by default that of the data directory the server runs it in."`
 	Standby bool   `name:"standby" help:"A fault may count as a missing file, for the server asks again. Detected by standby.signal."`
 	Name    string `arg:"" name:"file" help:"The WAL file: %f."`
@@ -25,6 +25,7 @@ type fetchCmd struct {
 
 func (fetchCmd) Examples() string {
 	return `restore_command = 'dbrecover fetch --repo /srv/backup "%f" "%p"'
+restore_command = 'dbrecover fetch --repo /srv/backup --repo "s3://backup/pg?region=eu-central-1" "%f" "%p"'   # in this order
 
 # Exit codes: 0 the file is there; 1 the archive lacks it, which ends a recovery;
 # 200 something is wrong (the server stops and loses nothing).`
@@ -47,10 +48,44 @@ func (c *fetchCmd) Run(ctx context.Context, e *cli.Env) error {
 }
 
 func (c *fetchCmd) fetch(ctx context.Context) error {
-	if c.Repo == "" {
+	if len(c.Repos) == 0 {
 		return exit.New(exit.Usage, "say --repo DIR", "which repository?")
 	}
-	r, err := repo.Open(ctx, c.Repo)
+	// The first that has the file serves it. Nobody lacks it for certain while
+	// one of them cannot be asked.
+	var faults []error
+	var lacks, stranger error
+	for _, location := range c.Repos {
+		err := c.fetchFrom(ctx, location)
+		var s *strangerError
+		switch {
+		case err == nil:
+			return nil
+		case errors.As(err, &s):
+			stranger = s.error
+		case errors.Is(err, recovery.ErrLacks):
+			lacks = err
+		case len(c.Repos) > 1:
+			faults = append(faults, exit.Wrap(err, exit.CodeOf(err), "", "%s", location))
+		default:
+			return err
+		}
+	}
+	switch {
+	case len(faults) > 0:
+		return errors.Join(faults...)
+	case lacks != nil:
+		return lacks
+	}
+	return stranger
+}
+
+// strangerError says that a repository has never heard of the cluster.
+type strangerError struct{ error }
+
+// fetchFrom fetches the file from one repository.
+func (c *fetchCmd) fetchFrom(ctx context.Context, location string) error {
+	r, err := repo.Open(ctx, location)
 	if err != nil {
 		return err
 	}
@@ -65,7 +100,7 @@ func (c *fetchCmd) fetch(ctx context.Context) error {
 	// A repository that has never heard of the cluster is the wrong one, and
 	// says nothing about its WAL.
 	if e := recovery.KnowsCluster(ctx, r, cluster.SystemID()); e != nil {
-		return e
+		return &strangerError{e}
 	}
 	return err
 }

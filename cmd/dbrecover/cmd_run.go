@@ -13,7 +13,7 @@ import (
 )
 
 type runCmd struct {
-	cli.RepoFlag
+	cli.ReposFlag
 	cli.DataDirFlag
 	targetFlags
 	Then       string `name:"then" enum:",promote,pause,shutdown" default:"" placeholder:"promote|pause|shutdown" help:"At the target: promote (the default); pause, and leave the server up to be looked at; shutdown, and leave it recoverable further."`
@@ -71,7 +71,7 @@ func (c *runCmd) restored() (bool, error) {
 		return false, err
 	}
 	empty := len(entries) == 0
-	if empty && c.Repo == "" {
+	if empty && len(c.Repos) == 0 {
 		return false, exit.New(exit.Usage, "say --repo DIR, set TIDEMARK_REPO, or name it in tidemark.toml",
 			"%s is empty, and there is no repository to restore it from", c.PGData)
 	}
@@ -96,7 +96,7 @@ func (c *runCmd) sameTarget(record *recovery.Record) error {
 }
 
 func (c *runCmd) restore(ctx context.Context, e *cli.Env) (*recovery.RestoreResult, error) {
-	o, err := c.options(ctx, e, c.Repo, c.PGData, c.Jobs, recovery.Then(c.Then))
+	o, err := c.options(ctx, e, c.Repos, c.PGData, c.Jobs, recovery.Then(c.Then))
 	if err != nil {
 		return nil, err
 	}

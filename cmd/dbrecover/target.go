@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -77,14 +78,35 @@ func openCluster(ctx context.Context, location string, system uint64) (*repo.Clu
 	return r.OnlyCluster(ctx)
 }
 
+// openFirst opens the first of several repositories that can be opened and
+// holds the cluster; others are the rest, which can still serve WAL.
+func openFirst(ctx context.Context, e *cli.Env, locations []string, system uint64) (c *repo.Cluster, others []string, err error) {
+	if len(locations) == 0 {
+		locations = []string{""}
+	}
+	var errs []error
+	for i, location := range locations {
+		c, err := openCluster(ctx, location, system)
+		if err == nil {
+			return c, append(append(others, locations[:i]...), locations[i+1:]...), nil
+		}
+		if len(locations) == 1 || ctx.Err() != nil {
+			return nil, nil, err
+		}
+		e.Note("%v", err)
+		errs = append(errs, err)
+	}
+	return nil, nil, exit.Wrap(errors.Join(errs...), exit.CodeOf(errs[0]), exit.HintOf(errs[0]), "none of the repositories can be used")
+}
+
 // options completes what the flags say to the options of a restore.
-func (f *targetFlags) options(ctx context.Context, e *cli.Env, repoDir, dataDir string, jobs int, then recovery.Then) (recovery.RestoreOptions, error) {
+func (f *targetFlags) options(ctx context.Context, e *cli.Env, repos []string, dataDir string, jobs int, then recovery.Then) (recovery.RestoreOptions, error) {
 	var o recovery.RestoreOptions
 	target, err := f.target()
 	if err != nil {
 		return o, err
 	}
-	cluster, err := openCluster(ctx, repoDir, f.System)
+	cluster, others, err := openFirst(ctx, e, repos, f.System)
 	if err != nil {
 		return o, err
 	}
@@ -92,7 +114,7 @@ func (f *targetFlags) options(ctx context.Context, e *cli.Env, repoDir, dataDir 
 	if err != nil {
 		return o, err
 	}
-	o = recovery.RestoreOptions{Cluster: cluster, DataDir: dataDir,
+	o = recovery.RestoreOptions{Cluster: cluster, Others: others, DataDir: dataDir,
 		Request: recovery.Request{Backup: f.Backup, Target: target, Timeline: f.Timeline},
 		Then:    then, Archiving: f.Archive == "keep", Jobs: jobs, Program: program, Command: commandLine(),
 		Progress: e.Progress(), Log: e.Log()}

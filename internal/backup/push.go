@@ -20,6 +20,15 @@ type PushResult struct {
 	StoredBytes int64  `json:"stored_bytes"`      // of the object; 0 where it existed
 	Repository  string `json:"repository"`        // where it is
 	SystemID    string `json:"system_identifier"` // of the cluster
+
+	Others []PushCopy `json:"others,omitempty"` // the same in the other repositories, where there are several
+}
+
+// PushCopy is what a push did in a further repository.
+type PushCopy struct {
+	Existed     bool   `json:"existed"`      // its archive had it already, with the same content
+	StoredBytes int64  `json:"stored_bytes"` // of the object; 0 where it existed
+	Repository  string `json:"repository"`   // where it is
 }
 
 // Push archives one WAL file, as archive_command does: path is relative to the

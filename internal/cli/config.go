@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"sort"
 	"strings"
 
@@ -33,7 +34,7 @@ import (
 //	host = ""                               # how to reach the machine; empty: this one
 //
 //	[repository]
-//	path = "/srv/backup"
+//	path = "/srv/backup"                    # or paths = [...], where there are several
 //
 //	[hooks]
 //	before_promote = "/usr/local/bin/fence"
@@ -62,9 +63,11 @@ type NodeConfig struct {
 	Bindir   string `toml:"bindir" json:"bindir,omitempty"`
 }
 
-// RepositoryConfig is the section [repository].
+// RepositoryConfig is the section [repository]. Once it is read, Path is the
+// first of Paths, whichever of the two the file has.
 type RepositoryConfig struct {
-	Path string `toml:"path" json:"path,omitempty"`
+	Path  string   `toml:"path" json:"path,omitempty"`
+	Paths []string `toml:"paths" json:"paths,omitempty"`
 }
 
 // HooksConfig is the section [hooks].
@@ -108,6 +111,16 @@ func LoadConfig(path string) (*Config, error) {
 }
 
 func (c *Config) validate() error {
+	switch r := &c.Repository; {
+	case r.Path != "" && len(r.Paths) > 0:
+		return exit.New(exit.Usage, "put all of them into paths", "%s: [repository] has path and paths", c.Path)
+	case slices.Contains(r.Paths, ""):
+		return exit.New(exit.Usage, "", "%s: [repository] paths holds an empty name", c.Path)
+	case len(r.Paths) > 0:
+		r.Path = r.Paths[0]
+	case r.Path != "":
+		r.Paths = []string{r.Path}
+	}
 	seen := map[string]bool{}
 	for i, n := range c.Nodes {
 		switch {

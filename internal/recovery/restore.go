@@ -24,6 +24,7 @@ import (
 // RestoreOptions say what to restore and where.
 type RestoreOptions struct {
 	Cluster     *repo.Cluster
+	Others      []string // further repositories that the server may fetch WAL from
 	DataDir     string
 	Request     Request
 	Tablespaces []Mapping // where tablespaces go that shall not go where they were
@@ -306,7 +307,7 @@ func (r *Restore) finish(ctx context.Context) (blockcopy.Finish, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return blockcopy.Finish{}, err
 	}
-	settings := recoverySettings(r.Resolution, restoreCommand(r.options.Program, r.Resolution), r.options.Then, r.options.Archiving)
+	settings := recoverySettings(r.Resolution, restoreCommand(r.options.Program, r.Resolution, r.options.Others), r.options.Then, r.options.Archiving)
 	record, err := json.MarshalIndent(Record{Request: r.meta.Request, Resolution: r.Resolution, Then: r.options.Then}, "", "  ")
 	if err != nil {
 		return blockcopy.Finish{}, err

@@ -79,9 +79,13 @@ func ownSettings() []postgres.Setting {
 
 // restoreCommand returns the command line by which the server fetches WAL. The
 // server replaces %f and %p; every other percent sign is doubled.
-func restoreCommand(program string, r *Resolution) string {
+func restoreCommand(program string, r *Resolution, others []string) string {
 	quoted := func(s string) string { return strings.ReplaceAll(ShellQuote(s), "%", "%%") }
-	return quoted(program) + " fetch --repo " + quoted(r.Repository) + " --cluster " + r.SystemID + ` "%f" "%p"`
+	repos := " --repo " + quoted(r.Repository)
+	for _, o := range others {
+		repos += " --repo " + quoted(o)
+	}
+	return quoted(program) + " fetch" + repos + " --cluster " + r.SystemID + ` "%f" "%p"`
 }
 
 // ShellQuote quotes a word for a shell where it needs quotes.

@@ -1,0 +1,52 @@
+package cli
+
+import (
+	"fmt"
+	"reflect"
+	"regexp"
+
+	"github.com/alecthomas/kong"
+)
+
+// Several repositories in one word are separated by commas. A comma counts
+// only before what begins the name of a repository: it may stand in one.
+var repoComma = regexp.MustCompile(`,(/|[a-z0-9]+://)`)
+
+// splitRepos splits the names of several repositories.
+func splitRepos(s string) []string {
+	var out []string
+	for {
+		at := repoComma.FindStringIndex(s)
+		if at == nil {
+			return append(out, s)
+		}
+		out, s = append(out, s[:at[0]]), s[at[0]+1:]
+	}
+}
+
+// repoMapper decodes --repo: all that are named into a slice, the first into a
+// string, for the verbs that work on one.
+type repoMapper struct{}
+
+// Decode implements kong.Mapper.
+func (repoMapper) Decode(ctx *kong.DecodeContext, target reflect.Value) error {
+	t, err := ctx.Scan.PopValue("repository")
+	if err != nil {
+		return err
+	}
+	var names []string
+	switch v := t.Value.(type) {
+	case string:
+		names = splitRepos(v)
+	case []string: // of the configuration
+		names = v
+	default:
+		return fmt.Errorf("a repository is a text, not %v", v)
+	}
+	if target.Kind() == reflect.Slice {
+		target.Set(reflect.AppendSlice(target, reflect.ValueOf(names).Convert(target.Type())))
+		return nil
+	}
+	target.SetString(names[0])
+	return nil
+}
