@@ -21,7 +21,9 @@ func (runCmd) Examples() string {
 	return `dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' --dry-run   # the plan
 dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' -R          # then follow db2
 dbrewind run -D /srv/pg --source-pgdata /srv/pg-new                          # source is stopped
-dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' -R --compare   # the WAL is gone: by hashes`
+dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' -R --compare   # the WAL is gone: by hashes
+dbrewind run -D /srv/pg --source-repo /srv/backup                            # no server is up: backup and WAL archive
+dbrewind run -D /srv/pg --source-server 'host=db2' -c --repo /srv/backup     # WAL is missing: ask the archives`
 }
 
 // shownActions is how much of a plan is printed for people.

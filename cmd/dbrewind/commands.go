@@ -4,11 +4,14 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"tidemark/internal/cli"
 	"tidemark/internal/exit"
 	"tidemark/internal/rewind"
+	"tidemark/pkg/timeline"
 )
 
 const description = "Timeline divergence and block-level rewind of PostgreSQL.\n\n" +
@@ -46,6 +49,9 @@ type pairFlags struct {
 	Target       string `name:"target-pgdata" short:"D" placeholder:"DIR" type:"path" required:"" help:"Data directory of the target, its server stopped."`
 	SourceDir    string `name:"source-pgdata" placeholder:"DIR" type:"path" help:"Source: the data directory of a stopped server."`
 	SourceServer string `name:"source-server" placeholder:"CONNINFO" help:"Source: a live server, primary or standby."`
+	SourceRepo   string `name:"source-repo" placeholder:"DIR" help:"Source: a repository with a backup and the archived WAL of the new primary, while no server is up."`
+	Backup       string `name:"source-backup" placeholder:"ID" help:"With --source-repo: this backup; by default the newest that leads to the timeline."`
+	Timeline     uint32 `name:"source-timeline" placeholder:"N" help:"With --source-repo: rewind to this timeline; by default the only one that goes on."`
 	ConfigFile   string `name:"config-file" placeholder:"FILE" type:"path" help:"The target's postgresql.conf where it lies elsewhere."`
 	Restore      bool   `name:"restore-target-wal" short:"c" help:"Fetch missing WAL by the restore_command of the target, or of the source."`
 	Repo         string `name:"repo" placeholder:"DIR" env:"TIDEMARK_REPO" config:"repository.path" help:"Repository in which missing WAL is looked for, too."`
@@ -59,7 +65,7 @@ type pairFlags struct {
 type rewindFlags struct {
 	pairFlags
 	cli.DryRunFlag
-	Recovery    bool              `name:"write-recovery-conf" short:"R" help:"Make the target a standby of the source server."`
+	Recovery    bool              `name:"write-recovery-conf" short:"R" help:"Make the target a standby of the source server; with --source-repo, one that follows the archive."`
 	NoSync      bool              `name:"no-sync" short:"N" help:"Do not wait for data to be on disk."`
 	NoShutdown  bool              `name:"no-ensure-shutdown" help:"Refuse a crashed target instead of recovering it."`
 	SyncMethod  string            `name:"sync-method" placeholder:"METHOD" enum:"fsync,syncfs" default:"fsync" help:"Accepted; only what is written is synced anyway."`
@@ -71,10 +77,33 @@ type rewindFlags struct {
 func (f *pairFlags) options(e *cli.Env) rewind.Options {
 	o := rewind.Options{Target: f.Target, SourceDir: f.SourceDir, SourceConn: f.SourceServer, ConfigFile: f.ConfigFile,
 		RestoreTargetWAL: f.Restore, Repository: f.Repo, Compare: f.Compare, Bindir: f.Bindir, Jobs: f.Jobs, Progress: e.Progress(), Log: e.Log(), Command: commandLine(os.Args)}
+	o.SourceRepo, o.SourceBackup, o.SourceTimeline = f.SourceRepo, f.Backup, timeline.ID(f.Timeline)
+	if f.SourceRepo != "" {
+		o.FetchProgram = findProgram("dbrecover")
+	}
 	if f.Debug {
 		o.Log = slog.New(slog.NewTextHandler(e.Stderr(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	return o
+}
+
+// findProgram returns the path of another program of the family: beside this
+// one, or in the PATH; empty where it is not found.
+func findProgram(name string) string {
+	if self, err := os.Executable(); err == nil {
+		if path := filepath.Join(filepath.Dir(self), name); exec.Command(path, "--version").Run() == nil {
+			return path
+		}
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return ""
+	}
+	path, err = filepath.Abs(path)
+	if err != nil {
+		return ""
+	}
+	return path
 }
 
 // becomeOwner is for root. A target that does not exist has no owner; the

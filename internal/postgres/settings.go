@@ -21,6 +21,10 @@ type Setting struct {
 	Reset bool
 }
 
+// RecoveryTargets are the settings that name a recovery target. A server that
+// finds two of them set does not start.
+var RecoveryTargets = []string{"recovery_target", "recovery_target_time", "recovery_target_lsn", "recovery_target_xid", "recovery_target_name"}
+
 // recoverySettings stop recovery somewhere; a data directory that was once
 // restored to a point in time may still hold them.
 var recoverySettings = []string{"recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time",

@@ -307,7 +307,7 @@ func (r *Restore) finish(ctx context.Context) (blockcopy.Finish, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return blockcopy.Finish{}, err
 	}
-	settings := recoverySettings(r.Resolution, restoreCommand(r.options.Program, r.Resolution, r.options.Others), r.options.Then, r.options.Archiving)
+	settings := recoverySettings(r.Resolution, repo.FetchCommand(r.options.Program, r.options.Cluster.SystemID(), append([]string{r.Resolution.Repository}, r.options.Others...)...), r.options.Then, r.options.Archiving)
 	record, err := json.MarshalIndent(Record{Request: r.meta.Request, Resolution: r.Resolution, Then: r.options.Then}, "", "  ")
 	if err != nil {
 		return blockcopy.Finish{}, err

@@ -1,9 +1,8 @@
 package recovery
 
 import (
-	"strings"
-
 	"tidemark/internal/postgres"
+	"tidemark/internal/repo"
 )
 
 // Then is what a server does once the target is reached.
@@ -15,12 +14,6 @@ const (
 	Pause   Then = "pause"
 	Stopped Then = "shutdown"
 )
-
-// targetSettings are all the settings that name a target. A server that finds
-// two of them set does not start, so those that are not used are emptied: a
-// postgresql.conf that came with the backup may set them.
-var targetSettings = []string{"recovery_target", "recovery_target_time", "recovery_target_lsn",
-	"recovery_target_xid", "recovery_target_name"}
 
 // recoverySettings returns what a server needs to recover to the target, and
 // nothing that another recovery may have left.
@@ -53,11 +46,12 @@ func recoverySettings(r *Resolution, restoreCommand string, then Then, archiving
 	return append(list, target(values)...)
 }
 
-// target returns the settings that name the target: first those that are empty,
+// target returns the settings that name the target. Those that are not used
+// are emptied: a postgresql.conf that came with the backup may set them. They come first,
 // for a server complains of two targets even when the second one is empty.
 func target(values map[string]string) []postgres.Setting {
 	var empty, set []postgres.Setting
-	for _, name := range targetSettings {
+	for _, name := range postgres.RecoveryTargets {
 		if s := (postgres.Setting{Name: name, Value: values[name]}); s.Value == "" {
 			empty = append(empty, s)
 		} else {
@@ -77,25 +71,5 @@ func ownSettings() []postgres.Setting {
 	return list
 }
 
-// restoreCommand returns the command line by which the server fetches WAL. The
-// server replaces %f and %p; every other percent sign is doubled.
-func restoreCommand(program string, r *Resolution, others []string) string {
-	quoted := func(s string) string { return strings.ReplaceAll(ShellQuote(s), "%", "%%") }
-	repos := " --repo " + quoted(r.Repository)
-	for _, o := range others {
-		repos += " --repo " + quoted(o)
-	}
-	return quoted(program) + " fetch" + repos + " --cluster " + r.SystemID + ` "%f" "%p"`
-}
-
 // ShellQuote quotes a word for a shell where it needs quotes.
-func ShellQuote(s string) string {
-	plain := s != ""
-	for _, c := range s {
-		plain = plain && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("_-./:=,@+", c))
-	}
-	if plain {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-}
+func ShellQuote(s string) string { return repo.ShellQuote(s) }

@@ -38,7 +38,7 @@ func TestSettings(t *testing.T) {
 		"primary_conninfo = 'host=a'\nrestore_command = 'cp x'\n"
 	r := &Resolution{Repository: "/srv/it's 100%", SystemID: "42", Timeline: 3,
 		Target: Target{Kind: AtTime, Time: time.Unix(1700000000, 0), Exclusive: true}}
-	command := restoreCommand("/opt/db recover", r, nil)
+	command := repo.FetchCommand("/opt/db recover", 42, r.Repository)
 	if want := `'/opt/db recover' fetch --repo '/srv/it'\''s 100%%' --cluster 42 "%f" "%p"`; command != want {
 		t.Errorf("restore_command: %s\nwant %s", command, want)
 	}

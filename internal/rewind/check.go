@@ -16,6 +16,7 @@ func Check(ctx context.Context, o Options) (*Report, error) {
 		return nil, err
 	}
 	defer j.close()
+	j.look = true
 	pending, err := blockcopy.Pending(volume.OS, j.Target)
 	if err != nil {
 		return nil, err
@@ -57,7 +58,10 @@ func (j *job) checkByComparison(ctx context.Context) (*Report, error) {
 }
 
 func (j *job) fill(ctx context.Context, rep *Report, p *planner) (err error) {
-	rep.Plan, rep.LateBytes, rep.Missing, rep.Blocks = &p.plan.Totals, p.lateBytes(), p.missing, p.blocks
+	rep.LateBytes, rep.Missing, rep.Blocks = p.lateBytes(), p.missing, p.blocks
+	if p.plan != nil { // there is none without a backup in the repository
+		rep.Plan = &p.plan.Totals
+	}
 	rep.WAL = &WALNeeds{Target: runs(j.wal.needs(rep.Checkpoint.Redo)), Replay: runs(p.needs)}
 	rep.LostBytes = int64(rep.Target.End - rep.Fork.LSN)
 	err = j.describeLost(ctx, rep)

@@ -107,6 +107,10 @@ func (j *job) findCheckpoint(ctx context.Context, d *Divergence) error {
 	if d.Checkpoint == nil {
 		return exit.New(exit.Failed, "go without the target's WAL (--compare), or seed the node anew", "no checkpoint before the fork at %s is in the target's WAL", fork)
 	}
+	if r := j.source.repo; r != nil {
+		d.Start = r.start(d.Checkpoint)
+		return nil
+	}
 	d.Start = earlier(d.Checkpoint, j.sc)
 	return nil
 }

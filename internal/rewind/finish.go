@@ -22,6 +22,10 @@ import (
 // durable: replay must reach the position that the source has now.
 func (j *job) finish(ctx context.Context, m meta, plan *blockcopy.Plan) (blockcopy.Finish, error) {
 	var f blockcopy.Finish
+	if j.source.repo != nil {
+		m.Recovery = j.WriteRecoveryConf
+		return j.finishFromRepository(m, plan)
+	}
 	sc, err := j.source.control(ctx)
 	if err != nil {
 		return f, err
@@ -178,7 +182,11 @@ func (j *job) recoverySettings() ([]blockcopy.FinalFile, error) {
 
 // setUpStandby writes the recovery settings where nothing else is to be done.
 func (j *job) setUpStandby() error {
-	files, err := j.recoverySettings()
+	settings := j.recoverySettings
+	if j.source.repo != nil {
+		settings = func() ([]blockcopy.FinalFile, error) { return j.archiveRecovery(true) }
+	}
+	files, err := settings()
 	if err != nil {
 		return err
 	}

@@ -40,6 +40,11 @@ func (e *unsafeReplay) Error() string { return fmt.Sprintf("%s (at %s)", e.Reaso
 // WAL that only an archive has cannot be looked through: that is a warning.
 func (j *job) guard(ctx context.Context, m meta, plan *blockcopy.Plan, sc *volume.Control, h *timeline.History, end wal.LSN) error {
 	src := postgres.WALDir{Dir: filepath.Join(j.Target, "pg_wal"), Size: sc.XLogSegSize, History: h}
+	return j.guardWAL(ctx, src, m, plan, sc, end)
+}
+
+// guardWAL is guard for WAL that lies anywhere.
+func (j *job) guardWAL(ctx context.Context, src wal.Source, m meta, plan *blockcopy.Plan, sc *volume.Control, end wal.LSN) error {
 	o := wal.ScanOptions{Workers: j.Jobs, Options: wal.Options{Start: m.Divergence.Start.Redo, End: end, SegmentSize: sc.XLogSegSize,
 		PageSize: sc.XLogBlockSize, BlockSize: sc.BlockSize, SystemID: sc.SystemIdentifier, Major: sc.Major()}}
 	found, stop, err := wal.ScanMap(ctx, src, o)
@@ -53,7 +58,8 @@ func (j *job) guard(ctx context.Context, m meta, plan *blockcopy.Plan, sc *volum
 		}
 		return exit.Wrap(stop, exit.Partial, "look at the source's pg_wal and at the network", "the WAL that was copied cannot be read up to %s", end)
 	}
-	g := &replayGuard{target: j.Target, relSegSize: sc.RelSegSize, versionDir: sc.VersionDir(), actions: map[string][]blockcopy.Action{}, blockSize: int64(sc.BlockSize)}
+	g := &replayGuard{target: j.Target, relSegSize: sc.RelSegSize, versionDir: sc.VersionDir(), actions: map[string][]blockcopy.Action{}, blockSize: int64(sc.BlockSize),
+		early: m.Divergence.Checkpoint != nil && m.Divergence.Start.Redo < m.Divergence.Checkpoint.Redo}
 	if err := g.settings(found); err != nil {
 		return unsafe(err, plan)
 	}
@@ -94,6 +100,7 @@ type replayGuard struct {
 	versionDir string
 	relSegSize uint32
 	blockSize  int64
+	early      bool                          // replay begins before the last common checkpoint: what the target kept may be too new as well
 	actions    map[string][]blockcopy.Action // of the plan, by path
 	copied     map[dbDir]*wal.DatabaseCreate // databases whose files were copied so far
 	remade     map[dbDir]bool                // made by copying: replay makes them anew, from nothing
@@ -174,12 +181,12 @@ func (g *replayGuard) record(r *wal.Record) string {
 	case *wal.RelationCreate:
 		g.born[d.File] = true
 	case *wal.RelationTruncate:
-		if g.of(d.File) && len(g.actions[g.file(d.File, 0)]) > 0 {
+		if g.of(d.File) && (g.early || len(g.actions[g.file(d.File, 0)]) > 0) {
 			return g.because(d.File)
 		}
 	case *wal.RelationMapUpdate:
 		dir := dbDir{d.Tablespace, d.Database}
-		if g.copied[dir] != nil && len(g.actions[g.path(dir)+"/pg_filenode.map"]) > 0 {
+		if g.copied[dir] != nil && (g.early || len(g.actions[g.path(dir)+"/pg_filenode.map"]) > 0) {
 			return g.because(wal.RelFile{Tablespace: d.Tablespace, Database: d.Database})
 		}
 	case *wal.Commit:
@@ -228,6 +235,9 @@ func (g *replayGuard) holds(f wal.RelFile, block uint32, at wal.LSN) bool {
 func (g *replayGuard) newer(f wal.RelFile, block uint32) bool {
 	if len(g.copied) == 0 || f.Fork == wal.ForkFSM || !g.of(f) {
 		return false
+	}
+	if g.early {
+		return true
 	}
 	off := int64(block%g.relSegSize) * g.blockSize
 	for _, a := range g.actions[g.file(f, block/g.relSegSize)] {

@@ -34,6 +34,7 @@ type job struct {
 	warnings []string
 	search   *walSearch // for WAL that neither side has; nil before the histories are read
 	hold     *pgx.Conn  // holds the source's WAL; nil where nothing does
+	look     bool       // no more than that is wanted
 	crashed  bool       // the target was not shut down, and is looked at as it is
 }
 
@@ -156,7 +157,7 @@ func (j *job) check(ctx context.Context) (err error) {
 	case !t.Checksums() && !t.WalLogHints && !j.Compare:
 		return refuse("its WAL does not tell all changes; find them by hashes on both sides (--compare), or seed the node anew, and set wal_log_hints = on (or enable checksums) for the next time",
 			"the target has neither data checksums nor wal_log_hints = on")
-	case !j.source.live() && !s.State.Clean():
+	case !j.source.live() && j.source.repo == nil && !s.State.Clean():
 		return refuse("start and stop it once, or use it as a live source", "the source was not shut down cleanly: its state is %q", s.State)
 	}
 	return j.source.checkLive(ctx)
@@ -202,6 +203,9 @@ func (j *job) orArchived(ctx context.Context, read func(string) ([]byte, error))
 
 // sourceTimeline is pg_control's, or for a live primary the one it writes now.
 func (j *job) sourceTimeline(ctx context.Context) timeline.ID {
+	if j.source.repo != nil {
+		return j.source.repo.history.Timeline
+	}
 	tli := j.sc.Timeline()
 	if _, now, err := j.source.position(ctx, j.sc); err == nil {
 		tli = max(tli, now)

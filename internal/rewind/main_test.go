@@ -14,7 +14,7 @@ import (
 	"tidemark/pkg/volume"
 )
 
-func TestMain(m *testing.M) { pgtest.Main(m, "dbrewind") }
+func TestMain(m *testing.M) { pgtest.Main(m, "dbrewind", "dbrecover") }
 
 // pair is an old primary that is stopped and a new one that was promoted.
 type pair struct {

@@ -12,13 +12,17 @@ import (
 	"tidemark/pkg/wal"
 )
 
-// Options say what to rewind to what. Target and exactly one of SourceDir and
-// SourceConn are needed.
+// Options say what to rewind to what. Target and exactly one of SourceDir,
+// SourceConn and SourceRepo are needed.
 type Options struct {
 	Target     string // data directory, its server stopped
 	SourceDir  string // data directory of a stopped server
 	SourceConn string // connection string of a live server, primary or standby
-	SourceRepo string // repository that holds a backup and the WAL of the source
+	SourceRepo string // repository that holds a backup and the archived WAL of the source
+
+	SourceBackup   string      // with SourceRepo: this backup; the newest that leads to the timeline where empty
+	SourceTimeline timeline.ID // with SourceRepo: this timeline; the only one that goes on where 0
+	FetchProgram   string      // with SourceRepo: dbrecover, for restore_command: an absolute path
 
 	ConfigFile        string            // the target's postgresql.conf where it lies outside the data directory
 	Bindir            string            // the server's programs; found by themselves otherwise
@@ -111,6 +115,7 @@ type meta struct {
 	SourceTLI  timeline.ID `json:"source_timeline"`
 	Done       []string    `json:"wal_done,omitempty"` // segments to be marked as archived
 	Restored   []string    `json:"restored,omitempty"` // segments that come from an archive
+	Backup     string      `json:"backup,omitempty"`   // of a repository source
 	Recovery   bool        `json:"write_recovery_conf"`
 	Compared   bool        `json:"compared,omitempty"`        // the fork may not be known, and the source's WAL from Start on is needed
 	Instance   string      `json:"source_instance,omitempty"` // of a live server: names its run, under whatever address

@@ -122,6 +122,10 @@ func (j *job) makePlan(ctx context.Context, d *Divergence, c *changes) (*planner
 			p.onlyTarget(e)
 		}
 	}
+	if r := j.source.repo; r != nil {
+		p.meta.Backup = r.backup.Summary().ID
+		p.planSignals()
+	}
 	planWAL := p.planWAL
 	if j.Compare {
 		planWAL = p.replaceWAL

@@ -56,6 +56,14 @@ func (p *planner) segment(n, forkSeg wal.SegmentNumber, copied map[string]bool) 
 		return ok && !p.foreign(name, copied)
 	})
 	late := n >= p.lastPlanned()
+	if p.job.source.repo != nil {
+		own := ""
+		if mine >= 0 {
+			own = names[mine]
+		}
+		p.archivedSegment(n, forkSeg, own)
+		return
+	}
 	switch {
 	case n < forkSeg && mine >= 0:
 		p.needs = append(p.needs, walNeed{n, names[mine], inTarget})
@@ -126,8 +134,11 @@ func (p *planner) historyFiles() map[string]bool {
 // stopped source has none.
 func (p *planner) lastPlanned() wal.SegmentNumber {
 	size := p.tc.XLogSegSize
-	if p.job.source.live() {
+	switch {
+	case p.job.source.live():
 		return size.Number(p.meta.SourceEnd)
+	case p.job.source.repo != nil: // whose WAL ends with a segment
+		return size.NumberBefore(p.meta.SourceEnd) + 1
 	}
 	return size.Number(p.meta.SourceEnd) + 1
 }

@@ -80,20 +80,28 @@ func (s *source) fetchRestored(ctx context.Context, name string, r blockcopy.Ran
 		return err
 	}
 	defer f.Close()
-	buf := make([]byte, 1<<20)
+	if err := deliverFile(f, r, deliver); err != nil {
+		return err
+	}
+	if fi, err := f.Stat(); err != nil || r.End() < fi.Size() {
+		return err
+	}
+	return s.search.drop(name)
+}
+
+// deliverFile reads one range of an open file.
+func deliverFile(f io.ReaderAt, r blockcopy.Range, deliver blockcopy.Deliver) error {
+	buf := make([]byte, min(r.Length, 1<<20))
 	for off := r.Offset; off < r.End(); {
 		piece := blockcopy.Range{Path: r.Path, Offset: off, Length: min(r.End()-off, int64(len(buf)))}
 		n, err := f.ReadAt(buf[:piece.Length], off)
 		if err != nil && err != io.EOF {
-			return fmt.Errorf("%s: %w", l.path, err)
+			return fmt.Errorf("%s: %w", r.Path, err)
 		}
 		if err := deliver(piece, buf[:n], false); err != nil || int64(n) < piece.Length {
 			return err
 		}
 		off += int64(n)
 	}
-	if fi, err := f.Stat(); err != nil || r.End() < fi.Size() {
-		return err
-	}
-	return s.search.drop(name)
+	return nil
 }

@@ -22,8 +22,11 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 		return nil, err
 	}
 	defer j.close()
-	if o.WriteRecoveryConf && o.SourceConn == "" {
+	if o.WriteRecoveryConf && o.SourceConn == "" && o.SourceRepo == "" {
 		return nil, exit.New(exit.Usage, "name the live server with --source-server", "--write-recovery-conf needs a source server")
+	}
+	if o.SourceRepo != "" && o.FetchProgram == "" && !o.DryRun {
+		return nil, exit.New(exit.Usage, "install it beside dbrewind, or in the PATH", "dbrecover is not found: the rewound server fetches its WAL with it")
 	}
 	res, err := j.run(ctx)
 	if res != nil {
@@ -92,6 +95,14 @@ func (j *job) prepare(ctx context.Context, mayChange bool) (*Divergence, *planne
 	if err != nil {
 		return nil, nil, err
 	}
+	if r := j.source.repo; r != nil && r.backup == nil && j.look {
+		p, err := j.withoutBackup(ctx, d, c)
+		return d, p, err
+	} else if r != nil {
+		if err := r.usable(d.Fork.LSN); err != nil {
+			return nil, nil, err
+		}
+	}
 	p, err := j.makePlan(ctx, d, c)
 	return d, p, err
 }
@@ -126,7 +137,7 @@ func (j *job) apply(ctx context.Context, res *Result, plan *blockcopy.Plan, resu
 	}
 	if _, err := os.Stat(filepath.Join(j.Target, "standby.signal")); err == nil {
 		res.Standby = true
-	} else {
+	} else if j.source.repo == nil {
 		j.warn("the target has no standby.signal: create it and set primary_conninfo before the start (or use -R), or it will come up as a primary")
 	}
 	return nil
@@ -159,7 +170,7 @@ func (j *job) goOn(ctx context.Context, p *blockcopy.PendingRun) (*Result, error
 		return nil, err
 	}
 	j.Progress.Note("going on with the rewind of %s: %d of %d bytes are durable", p.Plan.Created.Format(time.RFC3339), p.DoneBytes, p.Plan.Totals.Bytes)
-	j.WriteRecoveryConf = j.WriteRecoveryConf || m.Recovery && j.SourceConn != ""
+	j.WriteRecoveryConf = j.WriteRecoveryConf || m.Recovery && j.SourceDir == ""
 	res := &Result{Divergence: m.Divergence, Resumed: true}
 	if m.Compared {
 		j.holdWAL(ctx)

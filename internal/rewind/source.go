@@ -22,6 +22,7 @@ type source struct {
 	blockcopy.Source
 	dir  string // of a local directory
 	conn string // of a live server
+	repo *repoSource
 
 	search   *walSearch      // has the WAL that the source itself lacks
 	restored map[string]bool // names of the segments that come from there
@@ -29,8 +30,16 @@ type source struct {
 
 func openSource(ctx context.Context, o Options) (*source, error) {
 	switch {
-	case (o.SourceDir == "") == (o.SourceConn == ""):
-		return nil, exit.New(exit.Usage, "name one of --source-pgdata and --source-server", "the source is not clear")
+	case !oneOf(o.SourceDir, o.SourceConn, o.SourceRepo):
+		return nil, exit.New(exit.Usage, "name one of --source-server, --source-pgdata and --source-repo", "the source is not clear")
+	case o.SourceRepo != "" && o.Compare:
+		return nil, exit.New(exit.Usage, "leave out --compare: a backup is compared by the target's WAL alone", "--compare needs a server or a data directory as the source")
+	case o.SourceRepo != "":
+		r, err := openRepoSource(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		return &source{Source: r, repo: r, restored: map[string]bool{}}, nil
 	case o.SourceDir != "":
 		running, err := postgres.IsRunning(o.SourceDir)
 		if err != nil {
@@ -49,11 +58,25 @@ func openSource(ctx context.Context, o Options) (*source, error) {
 	return &source{Source: s, conn: o.SourceConn, restored: map[string]bool{}}, nil
 }
 
+// oneOf tells whether exactly one of the words is not empty.
+func oneOf(words ...string) bool {
+	n := 0
+	for _, w := range words {
+		if w != "" {
+			n++
+		}
+	}
+	return n == 1
+}
+
 func (s *source) live() bool { return s.conn != "" }
 
 // control reads the source's pg_control. A live server may be writing it: the
 // same wrong bytes twice are damage, different ones are read again.
 func (s *source) control(ctx context.Context) (*volume.Control, error) {
+	if s.repo != nil {
+		return s.repo.control, nil
+	}
 	var before []byte
 	for {
 		data, err := s.ReadFile(ctx, volume.ControlPath)
@@ -83,6 +106,8 @@ func (s *source) control(ctx context.Context) (*volume.Control, error) {
 // for everything that was copied until now to be consistent.
 func (s *source) position(ctx context.Context, c *volume.Control) (wal.LSN, timeline.ID, error) {
 	switch {
+	case s.repo != nil:
+		return s.repo.end(), s.repo.history.Timeline, nil
 	case !s.live():
 		if c.State == volume.StateShutdownedRecovery && c.MinRecoveryPoint > c.CheckPoint {
 			return c.MinRecoveryPoint, c.MinRecoveryPointTLI, nil
