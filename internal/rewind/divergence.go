@@ -102,7 +102,11 @@ func (j *job) findCheckpoint(ctx context.Context, d *Divergence) error {
 		return true, nil
 	})
 	if err != nil {
-		return j.explainWAL(err, fmt.Sprintf("looking for the last common checkpoint before the fork at %s", fork))
+		doing := fmt.Sprintf("looking for the last common checkpoint before the fork at %s", fork)
+		if errors.Is(err, wal.ErrNoSegment) {
+			doing += j.alsoMissing(ctx, d.Target.End)
+		}
+		return j.explainWAL(err, doing)
 	}
 	if d.Checkpoint == nil {
 		return exit.New(exit.Failed, "go without the target's WAL (--compare), or seed the node anew", "no checkpoint before the fork at %s is in the target's WAL", fork)

@@ -2,7 +2,9 @@ package rewind
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 
 	"tidemark/pkg/timeline"
 	"tidemark/pkg/wal"
@@ -55,6 +57,31 @@ func (t *targetWAL) needs(from wal.LSN) []walNeed {
 	}
 	slices.SortFunc(list, func(a, b walNeed) int { return int(int64(a.number) - int64(b.number)) })
 	return list
+}
+
+// alsoMissing names the segments from the fork to the target's end that are
+// nowhere: all of them are needed, beside those back to the checkpoint.
+func (j *job) alsoMissing(ctx context.Context, end wal.LSN) string {
+	var list []walNeed
+	for n := j.wal.fork; n <= j.wal.size.NumberBefore(end); n++ {
+		names := candidates(j.th, j.wal.size, n)
+		if len(names) == 0 || j.wal.atHand(names) {
+			continue
+		}
+		if where, err := j.locate(ctx, j.sh.Spans(), j.wal.fork, n, names[0]); err == nil && where == "" {
+			list = append(list, walNeed{n, names[0], ""})
+		}
+	}
+	if len(list) < 2 {
+		return ""
+	}
+	var names []string
+	for _, r := range runs(list) {
+		if names = append(names, r.First); r.Segments > 1 {
+			names[len(names)-1] += " to " + r.Last
+		}
+	}
+	return fmt.Sprintf(" (missing from there on: %s)", strings.Join(names, ", "))
 }
 
 // locate finds out where else than in the two pg_wal a segment on one side's
