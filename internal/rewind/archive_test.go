@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"tidemark/internal/postgres"
 	"tidemark/internal/repo"
 	"tidemark/pkg/volume"
+	"tidemark/pkg/volume/faultfs"
 )
 
 // archivedPair is a pair that keeps no more WAL than the server's own settings
@@ -26,20 +28,22 @@ func archivedPair(t *testing.T, o pgtest.Options) (p *pair, archive string) {
 		o.WALSegMB = 1
 	}
 	o.Config = append(o.Config, "wal_keep_size = 0", fmt.Sprintf("max_wal_size = %dMB", 4*o.WALSegMB), fmt.Sprintf("min_wal_size = %dMB", 2*o.WALSegMB),
-		"archive_mode = on", "archive_command = "+postgres.QuoteGUC(fmt.Sprintf(`test ! -f "%[1]s/%%f" && cp %%p "%[1]s/%%f~" && mv "%[1]s/%%f~" "%[1]s/%%f"`, archive)))
+		"archive_mode = on", "archive_command = "+postgres.QuoteGUC(fmt.Sprintf(`if test -f %[1]s/%%f; then cmp -s %%p %[1]s/%%f; else cp %%p %[1]s/%%f.$$ && mv %[1]s/%%f.$$ %[1]s/%%f; fi`, archive)))
 	return newPair(t, o), archive
 }
 
 // recycle lets both sides write until neither has the WAL around the fork any
 // more, and stops the old one.
-func (p *pair) recycle() {
+func (p *pair) recycle() { p.recycleIn(6) }
+
+func (p *pair) recycleIn(rounds int) {
 	p.t.Helper()
 	p.new.Promote()
 	p.old.Exec("SELECT pg_drop_replication_slot('s_new')")
 	p.write()
 	for _, n := range []*pgtest.Node{p.old, p.new} {
 		n.Exec("CREATE TABLE filler (v text)")
-		for range 6 {
+		for range rounds {
 			n.Exec("INSERT INTO filler SELECT repeat('x', 1000) FROM generate_series(1, 2000)")
 			n.Exec("SELECT pg_switch_wal(); CHECKPOINT")
 		}
@@ -201,8 +205,26 @@ func TestArchiveInRepository(t *testing.T) {
 		mustRun(t, dry)
 		p.old.Configure("restore_command = 'exit 200'")
 		o.RestoreTargetWAL = true
+		// An interrupted run goes on with the archives, and says so without them.
+		before := true
+		cut := o
+		cut.fs = faultfs.Wrap(volume.OS, func(op faultfs.Op) error {
+			if before = before && !strings.HasSuffix(op.Path, volume.BackupLabelFile); !before && strings.Contains(op.Path, "pg_wal/0000") && op.Name == "sync" {
+				return syscall.ENOSPC
+			}
+			return nil
+		})
+		if _, err := Run(t.Context(), cut); exit.CodeOf(err) != exit.Partial {
+			t.Fatal(err)
+		}
+		p.refusesToStart()
+		without := p.options()
+		without.Command = o.Command
+		if _, err := Run(t.Context(), without); exit.CodeOf(err) != exit.Partial || !strings.Contains(err.Error(), "came from an archive") {
+			t.Fatal(err)
+		}
 		res := mustRun(t, o)
-		if len(res.Warnings) == 0 || !strings.Contains(res.Warnings[0], "the target's restore_command failed for") || !strings.Contains(res.Warnings[0], "exit status 200") {
+		if !res.Resumed || len(res.Warnings) == 0 || !strings.Contains(res.Warnings[0], "the target's restore_command failed for") || !strings.Contains(res.Warnings[0], "exit status 200") {
 			t.Errorf("%q", res.Warnings)
 		}
 		p.old.Configure("restore_command = ''")
@@ -227,11 +249,17 @@ func archiveOf(t *testing.T, n *pgtest.Node) string {
 	return dir
 }
 
-// TestSourceRestoreCommand: only the source's restore_command is set; a target
-// without one is served by it, and with 64 MB segments behind a link.
+// TestSourceRestoreCommand: only the source's restore_command is set, and a
+// target without one is served by it. The segments have 64 MB, the target's
+// pg_wal is a link, the source is reached by TCP with a password from a file.
 func TestSourceRestoreCommand(t *testing.T) {
-	p, archive := archivedPair(t, pgtest.Options{WALSegMB: 2})
-	p.recycle()
+	p, archive := archivedPair(t, pgtest.Options{WALSegMB: 64, TCP: true, HBA: []string{"host all all 127.0.0.1/32 scram-sha-256"}})
+	p.recycleIn(3)
+	p.new.Exec("ALTER ROLE postgres PASSWORD 'secret'")
+	passfile := filepath.Join(t.TempDir(), "pgpass")
+	if err := os.WriteFile(passfile, []byte("127.0.0.1:*:*:postgres:secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	p.new.Configure("restore_command = 'cp " + archive + "/%f %p'")
 	p.new.Restart()
 	moved := p.old.Dir + ".wal"
@@ -242,11 +270,15 @@ func TestSourceRestoreCommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := p.options()
-	o.RestoreTargetWAL = true
+	o.SourceConn, o.WriteRecoveryConf, o.RestoreTargetWAL = p.new.TCPConnInfo(), false, true
+	refused(t, o, exit.Failed, "password")
+	t.Setenv("PGPASSFILE", passfile)
 	mustRun(t, o)
 	if fi, err := os.Lstat(filepath.Join(p.old.Dir, "pg_wal")); err != nil || fi.Mode()&os.ModeSymlink == 0 {
 		t.Error("pg_wal is no link any more", err)
 	}
+	p.old.Follow(p.new)
+	p.old.AppendFile("standby.signal", "")
 	p.proveEqual(p.new)
 }
 

@@ -14,7 +14,11 @@ import (
 
 // missingWAL refuses a plan whose replay would want WAL that is nowhere.
 func (p *planner) missingWAL() error {
-	looked := append([]string{inTarget, inSource}, p.search.names()...)
+	looked := []string{inTarget}
+	if p.job.source.repo == nil {
+		looked = append(looked, inSource)
+	}
+	looked = append(looked, p.search.names()...)
 	return exit.Wrap(&missingWAL{p.missing, looked}, exit.Refused, p.waysOut(), "WAL that replay needs is missing")
 }
 
@@ -73,7 +77,7 @@ func (s *source) fetchRestored(ctx context.Context, name string, r blockcopy.Ran
 	}
 	if l.path == "" {
 		return exit.New(exit.Failed, "run the same command again with the same -c and --repo as before",
-			"WAL segment %s came from an archive when the run was planned, and is not found any more: %s", name, strings.Join(l.asked, ", "))
+			"WAL segment %s came from an archive when the run was planned, and is not found any more %s", name, strings.Join(l.asked, ", "))
 	}
 	f, err := os.Open(l.path)
 	if err != nil {

@@ -348,8 +348,10 @@ func (j *job) waysOut() string {
 	if j.Repository == "" && j.SourceRepo == "" {
 		ways = append(ways, "--repo DIR looks into a backup repository too")
 	}
-	ways = append(ways, "a copy of it in the target's pg_wal is found",
-		"--compare needs no WAL of the target: it finds the blocks that differ by their hashes")
+	ways = append(ways, "a copy of it in the target's pg_wal is found")
+	if j.SourceRepo == "" {
+		ways = append(ways, "--compare needs no WAL of the target: it finds the blocks that differ by their hashes")
+	}
 	return strings.Join(ways, ";\n")
 }
 
