@@ -49,14 +49,14 @@ type pairFlags struct {
 	Target       string `name:"target-pgdata" short:"D" placeholder:"DIR" type:"path" required:"" help:"Data directory of the target, its server stopped."`
 	SourceDir    string `name:"source-pgdata" placeholder:"DIR" type:"path" help:"Source: the data directory of a stopped server."`
 	SourceServer string `name:"source-server" placeholder:"CONNINFO" help:"Source: a live server, primary or standby."`
-	SourceRepo   string `name:"source-repo" placeholder:"DIR" help:"Source: a repository with a backup and the archived WAL of the new primary, while no server is up."`
+	SourceRepo   string `name:"source-repo" placeholder:"REPO" type:"repository" help:"Source: a repository with a backup and the archived WAL of the new primary, while no server is up."`
 	Backup       string `name:"source-backup" placeholder:"ID" help:"With --source-repo: this backup; by default the newest that leads to the timeline."`
 	Timeline     uint32 `name:"source-timeline" placeholder:"N" help:"With --source-repo: rewind to this timeline; by default the only one that goes on."`
 	ConfigFile   string `name:"config-file" placeholder:"FILE" type:"path" help:"The target's postgresql.conf where it lies elsewhere."`
-	Restore      bool   `name:"restore-target-wal" short:"c" help:"Fetch missing WAL by the restore_command of the target, or of the source."`
-	Repo         string `name:"repo" placeholder:"DIR" env:"TIDEMARK_REPO" config:"repository.path" help:"Repository in which missing WAL is looked for, too."`
+	Restore      bool   `name:"restore-target-wal" short:"c" help:"Fetch missing WAL by the restore_command of the target, or of the source; --repo looks into repositories."`
 	Compare      bool   `name:"compare" help:"Find differing blocks by hashes on both sides: without the target's WAL, and without checksums or wal_log_hints."`
 	Debug        bool   `name:"debug" help:"As --verbose, and more."`
+	cli.ReposFlag
 	cli.BindirFlag
 	cli.JobsFlag
 }
@@ -76,7 +76,7 @@ type rewindFlags struct {
 
 func (f *pairFlags) options(e *cli.Env) rewind.Options {
 	o := rewind.Options{Target: f.Target, SourceDir: f.SourceDir, SourceConn: f.SourceServer, ConfigFile: f.ConfigFile,
-		RestoreTargetWAL: f.Restore, Repository: f.Repo, Compare: f.Compare, Bindir: f.Bindir, Jobs: f.Jobs, Progress: e.Progress(), Log: e.Log(), Command: commandLine(os.Args)}
+		RestoreTargetWAL: f.Restore, Repositories: f.Repos, Compare: f.Compare, Bindir: f.Bindir, Jobs: f.Jobs, Progress: e.Progress(), Log: e.Log(), Command: commandLine(os.Args)}
 	o.SourceRepo, o.SourceBackup, o.SourceTimeline = f.SourceRepo, f.Backup, timeline.ID(f.Timeline)
 	if f.SourceRepo != "" {
 		o.FetchProgram = findProgram("dbrecover")

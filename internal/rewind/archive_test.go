@@ -190,16 +190,16 @@ func TestArchiveInRepository(t *testing.T) {
 		p, archive := archivedPair(t, pgtest.Options{Major: major})
 		p.recycle()
 		o := p.options()
-		o.Repository = t.TempDir() + "/unmounted"
+		o.Repositories = []string{t.TempDir() + "/unmounted"}
 		if _, err := Run(t.Context(), o); exit.CodeOf(err) != exit.Failed || !strings.Contains(err.Error(), "unmounted") || !strings.Contains(err.Error(), forkSegment(t, archive)) {
 			t.Error(err)
 		}
 		other := pgtest.New(t, pgtest.Options{Major: major, Fresh: true, NoStart: true})
-		o.Repository = archiveRepository(t, other, archiveOf(t, other))
+		o.Repositories = []string{archiveRepository(t, other, archiveOf(t, other))}
 		if _, err := Run(t.Context(), o); err == nil || !strings.Contains(err.Error(), "holds nothing of the target's cluster") {
 			t.Error(err)
 		}
-		o.Repository = archiveRepository(t, p.old, archive)
+		o.Repositories = append(o.Repositories, archiveRepository(t, p.old, archive))
 		dry := o
 		dry.DryRun = true
 		mustRun(t, dry)

@@ -29,7 +29,7 @@ type Options struct {
 	WriteRecoveryConf bool              // make the target a standby of SourceConn
 	Compare           bool              // find differing blocks by hashes on both sides, without the target's WAL
 	RestoreTargetWAL  bool              // fetch missing WAL by the restore_command of either side
-	Repository        string            // where missing WAL is looked for, too; empty for none
+	Repositories      []string          // where missing WAL is looked for, too
 	NoEnsureShutdown  bool              // refuse a crashed target instead of recovering it
 	NoSync            bool              // leave fsync out
 	TakeConfig        bool              // take the source's configuration files too

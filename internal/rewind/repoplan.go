@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"tidemark/internal/blockcopy"
 	"tidemark/internal/exit"
@@ -134,8 +135,21 @@ func (j *job) archiveRecovery(standby bool) ([]blockcopy.FinalFile, error) {
 	if !r.newest { // the latest may be the target's own, or another branch
 		follow = r.history.Timeline.String()
 	}
+	repos := []string{r.cluster.Repository().Location()}
+	for _, other := range j.Repositories {
+		if other == j.SourceRepo {
+			continue
+		}
+		if !strings.Contains(other, "://") { // a directory, and the server's is another
+			var err error
+			if other, err = filepath.Abs(other); err != nil {
+				return nil, err
+			}
+		}
+		repos = append(repos, other)
+	}
 	settings := []postgres.Setting{
-		{Name: "restore_command", Value: repo.FetchCommand(j.FetchProgram, r.cluster.SystemID(), r.cluster.Repository().Location())},
+		{Name: "restore_command", Value: repo.FetchCommand(j.FetchProgram, r.cluster.SystemID(), repos...)},
 		{Name: "recovery_target_timeline", Value: follow},
 	}
 	for _, name := range postgres.RecoveryTargets {

@@ -27,13 +27,13 @@ func (j *job) openSearch(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if len(commands) == 0 && j.Repository == "" && j.SourceRepo == "" {
+		if len(commands) == 0 && len(j.Repositories) == 0 && j.SourceRepo == "" {
 			return exit.New(exit.Usage, "set it in the target's configuration, name a repository with --repo, or leave out -c",
 				"restore_command is not set in the target cluster, nor at the source")
 		}
 		places = commands
 	}
-	for _, location := range []string{j.SourceRepo, j.Repository} {
+	for _, location := range append([]string{j.SourceRepo}, j.Repositories...) {
 		if location != "" && !slices.ContainsFunc(places, func(p place) bool { r, ok := p.(*repoPlace); return ok && r.location == location }) {
 			places = append(places, &repoPlace{location: location, systemID: j.tc.SystemIdentifier})
 		}

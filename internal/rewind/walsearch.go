@@ -345,7 +345,7 @@ func (j *job) waysOut() string {
 	if !j.RestoreTargetWAL {
 		ways = append(ways, "-c (--restore-target-wal) asks the restore_command of target and source too")
 	}
-	if j.Repository == "" && j.SourceRepo == "" {
+	if len(j.Repositories) == 0 && j.SourceRepo == "" {
 		ways = append(ways, "--repo DIR looks into a backup repository too")
 	}
 	ways = append(ways, "a copy of it in the target's pg_wal is found")
