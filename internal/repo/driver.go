@@ -47,6 +47,12 @@ type Sweeper interface {
 	Sweep(ctx context.Context) (removed int, err error)
 }
 
+// folderLister is implemented by drivers that can name the topmost folders
+// which hold objects without listing all objects.
+type folderLister interface {
+	folders(ctx context.Context) ([]string, error)
+}
+
 // Object is an open range of an object.
 type Object struct {
 	io.ReadCloser

@@ -157,17 +157,26 @@ func (r *Repository) ID() string { return r.id }
 func (r *Repository) Clusters(ctx context.Context) ([]uint64, error) {
 	var ids []uint64
 	last := uint64(0)
-	err := r.driver.List(ctx, "", func(i ObjectInfo) error {
-		top, _, ok := strings.Cut(i.Name, "/")
-		if !ok {
-			return nil
-		}
-		id, err := parseSystemID(top)
-		if err == nil && id != last {
+	add := func(folder string) {
+		if id, err := parseSystemID(folder); err == nil && id != last {
 			ids, last = append(ids, id), id
 		}
-		return nil
-	})
+	}
+	var err error
+	if f, ok := r.driver.(folderLister); ok {
+		var names []string
+		names, err = f.folders(ctx)
+		for _, name := range names {
+			add(name)
+		}
+	} else {
+		err = r.driver.List(ctx, "", func(i ObjectInfo) error {
+			if top, _, ok := strings.Cut(i.Name, "/"); ok {
+				add(top)
+			}
+			return nil
+		})
+	}
 	slices.Sort(ids)
 	return slices.Compact(ids), err
 }

@@ -172,19 +172,7 @@ func (s *S3) List(ctx context.Context, prefix string, each func(ObjectInfo) erro
 	if err := checkPrefix(prefix); err != nil {
 		return err
 	}
-	token := ""
-	for {
-		var page minio.ListBucketV2Result
-		err := s.retry.do(ctx, func(int) (err error) {
-			page, err = s.listPage(ctx, s.key(prefix), token)
-			return err
-		})
-		if cerr := ctx.Err(); cerr != nil {
-			return cerr
-		}
-		if err != nil {
-			return s.fault("listing", s.key(prefix), err)
-		}
+	return s.pages(ctx, s.key(prefix), "", func(page minio.ListBucketV2Result) error {
 		for _, o := range page.Contents {
 			name, ok := s.name(o.Key)
 			if !ok {
@@ -194,11 +182,43 @@ func (s *S3) List(ctx context.Context, prefix string, each func(ObjectInfo) erro
 				return err
 			}
 		}
-		if !page.IsTruncated {
-			return nil
+		return nil
+	})
+}
+
+// folders lists the topmost folders without what is in them.
+func (s *S3) folders(ctx context.Context) (names []string, err error) {
+	err = s.pages(ctx, s.o.Prefix, "/", func(page minio.ListBucketV2Result) error {
+		for _, p := range page.CommonPrefixes {
+			if name, ok := s.name(strings.TrimSuffix(p.Prefix, "/")); ok {
+				names = append(names, name)
+			}
+		}
+		return nil
+	})
+	return names, err
+}
+
+// pages calls each for the pages of a listing.
+func (s *S3) pages(ctx context.Context, prefix, delimiter string, each func(minio.ListBucketV2Result) error) error {
+	token := ""
+	for {
+		var page minio.ListBucketV2Result
+		err := s.retry.do(ctx, func(int) (err error) {
+			page, err = s.listPage(ctx, prefix, token, delimiter)
+			return err
+		})
+		if cerr := ctx.Err(); cerr != nil {
+			return cerr
+		}
+		if err != nil {
+			return s.fault("listing", prefix, err)
+		}
+		if err := each(page); err != nil || !page.IsTruncated {
+			return err
 		}
 		if page.NextContinuationToken == "" || page.NextContinuationToken == token {
-			return fmt.Errorf("listing %s: the store says that there is more, and not where", s.key(prefix))
+			return fmt.Errorf("listing %s: the store says that there is more, and not where", prefix)
 		}
 		token = page.NextContinuationToken
 	}
@@ -206,7 +226,7 @@ func (s *S3) List(ctx context.Context, prefix string, each func(ObjectInfo) erro
 
 // listPage asks for one page. The library takes no context for it: the answer
 // to one that has ended is not waited for.
-func (s *S3) listPage(ctx context.Context, prefix, token string) (minio.ListBucketV2Result, error) {
+func (s *S3) listPage(ctx context.Context, prefix, token, delimiter string) (minio.ListBucketV2Result, error) {
 	type answer struct {
 		page minio.ListBucketV2Result
 		err  error
@@ -216,7 +236,7 @@ func (s *S3) listPage(ctx context.Context, prefix, token string) (minio.ListBuck
 	}
 	done := make(chan answer, 1)
 	go func() {
-		page, err := s.core.ListObjectsV2(s.o.Bucket, prefix, "", token, "", listPage)
+		page, err := s.core.ListObjectsV2(s.o.Bucket, prefix, "", token, delimiter, listPage)
 		done <- answer{page, err}
 	}()
 	select {

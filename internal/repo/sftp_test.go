@@ -39,7 +39,7 @@ func TestSFTPCut(t *testing.T) {
 	s := storetest.NewSFTP(t)
 	s.MakeDir(t, "cut")
 	data := content(5 << 20)
-	for n, at := 0, int64(2000); ; n, at = n+1, at*7/4 {
+	for n, at := 0, int64(5000); ; n, at = n+1, at*3 {
 		relay := storetest.NewRelay(t, s.Port(), at, at+50_000)
 		s.Trust(t, relay.Port)
 		d := openSFTP(t, s.At(relay.Port, "cut"))
