@@ -77,7 +77,11 @@ func (c *Cluster) RemoveInterrupted(ctx context.Context) ([]string, error) {
 		if !s.Dead() {
 			continue
 		}
-		if err := c.removeUnfinished(ctx, id); err != nil {
+		err = c.removeUnfinished(ctx, id)
+		if errors.Is(err, ErrLocked) {
+			continue // a later run can
+		}
+		if err != nil {
 			return removed, err
 		}
 		removed = append(removed, id)

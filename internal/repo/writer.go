@@ -613,12 +613,15 @@ func (w *BackupWriter) Abort() error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), time.Minute)
 	defer cancel()
-	return w.cluster.removeUnfinished(ctx, w.started.ID)
+	if err := w.cluster.removeUnfinished(ctx, w.started.ID); !errors.Is(err, ErrLocked) {
+		return err
+	}
+	return nil
 }
 
 // removeUnfinished removes the packs and the announcement of a backup that has
 // no manifest. No manifest can name its packs: only complete backups are
-// compared with.
+// compared with. What the store's lock keeps is left, with an ErrLocked.
 func (c *Cluster) removeUnfinished(ctx context.Context, id string) error {
 	obj, err := c.driver.Get(ctx, c.manifestHeader(id).Name, 0, 0)
 	if err == nil {
@@ -635,12 +638,17 @@ func (c *Cluster) removeUnfinished(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	var locked error
 	for _, n := range append(names, c.startedName(id)) {
-		if err := c.driver.Delete(ctx, n); err != nil {
+		err := c.driver.Delete(ctx, n)
+		switch {
+		case errors.Is(err, ErrLocked):
+			locked = err // stays until a later run
+		case err != nil:
 			return err
 		}
 	}
-	return nil
+	return locked
 }
 
 // parentReader finds the parent's entry of each file and the hashes of its
