@@ -85,7 +85,6 @@ type s3Upload struct {
 	id    string // of the multipart upload, empty while there is none
 	parts []minio.CompletePart
 	busy  chan sentPart // the part on its way, nil while there is none
-	lost  bool          // an attempt ended without the store's word: it may have done it
 }
 
 type sentPart struct {
