@@ -21,6 +21,7 @@ var documents = []struct {
 	{"dbrecover restore", recovery.RestoreResult{}},
 	{"dbrecover run", recovery.RunResult{}},
 	{"dbrewind check", rewind.Report{}},
+	{"dbrewind rescue", rewind.RescueResult{}},
 	{"dbrewind run", rewind.Result{}},
 	{"dbrewind undo", rewind.UndoResult{}},
 	{"dbrepl seed", replication.SeedResult{}},
