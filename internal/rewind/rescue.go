@@ -137,7 +137,7 @@ func (j *job) divergenceToRescue(ctx context.Context) (*Divergence, error) {
 		func() error { return j.readTarget(false) },
 		func() error { return j.check(ctx) },
 		func() error { return j.recoverTarget(ctx, false) },
-		func() error { return j.readHistories(ctx, false) },
+		func() error { return j.readHistories(ctx) },
 	} {
 		if err := step(); err != nil {
 			return nil, err

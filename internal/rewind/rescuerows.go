@@ -72,6 +72,9 @@ type rowTracker struct {
 	wanted func(wal.RelFile) bool
 	files  map[wal.RelFile]*fileRows
 	change wal.HeapChange
+	// rewrote has, by file, the transactions that wrote a table anew into it:
+	// of their insertions most are no news.
+	rewrote map[wal.RelFile]map[uint32]bool
 }
 
 // trackRows reads the WAL once more, now that the lost transactions are known.
@@ -86,6 +89,15 @@ func (j *job) trackRows(ctx context.Context, w *lostWork, n *names, end wal.LSN)
 		}
 		return want
 	}}
+	t.rewrote = map[wal.RelFile]map[uint32]bool{}
+	for _, e := range w.committed {
+		for _, f := range n.rewrote(e) {
+			t.rewrote[f] = map[uint32]bool{e.xid: true}
+			for _, sub := range e.subs {
+				t.rewrote[f][sub] = true
+			}
+		}
+	}
 	if err := j.eachRecord(ctx, w.begun, end, t.record); err != nil {
 		return nil, err
 	}
@@ -137,6 +149,9 @@ func (t *rowTracker) record(r *wal.Record) error {
 	rows := t.of(c.File)
 	switch c.Op {
 	case wal.HeapInsert:
+		if t.rewrote[c.File][c.XID] {
+			return nil
+		}
 		for _, off := range c.Offsets {
 			rows.made[keyOf(c.Block, off)] = inserted
 		}

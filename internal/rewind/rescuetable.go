@@ -86,7 +86,7 @@ func (t *tableReader) readWhole(ctx context.Context, fate func(tidKey) string) e
 	if err := postgres.Exec(ctx, t.conn, "SET enable_seqscan = on"); err != nil {
 		return err
 	}
-	_, err := t.copy(ctx, t.columns, "xmin IN (SELECT x FROM pg_temp.lost)", fate)
+	_, err := t.copy(ctx, t.columns, "xmin IN (SELECT x FROM pg_temp.lost) ORDER BY ctid", fate)
 	return errors.Join(err, postgres.Exec(ctx, t.conn, "SET enable_seqscan = off"))
 }
 

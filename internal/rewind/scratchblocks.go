@@ -168,7 +168,7 @@ func (s *scratch) prepareRecovery(ctx context.Context, end wal.LSN) error {
 		o.FindFirst, o.End = true, end
 		m, _, err := wal.ScanMap(ctx, j.wal, wal.ScanOptions{Options: o})
 		if err != nil {
-			return j.wal.explain(err, "reading the WAL that recovers the target")
+			return j.explainWAL(err, "reading the WAL that recovers the target")
 		}
 		s.crash = m
 		for _, e := range m.Databases {
@@ -226,7 +226,7 @@ func (s *scratch) copySegment(ctx context.Context, n wal.SegmentNumber) error {
 	}
 	seg, err := j.wal.OpenSegment(ctx, n)
 	if err != nil {
-		return j.wal.explain(err, "copying the WAL that recovers the target")
+		return j.explainWAL(err, "copying the WAL that recovers the target")
 	}
 	defer seg.Close()
 	out, err := os.Create(filepath.Join(s.dir, "pg_wal", names[0]))

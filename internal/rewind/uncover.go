@@ -93,7 +93,7 @@ func (j *job) image(ctx context.Context, ref imageRef) ([]byte, error) {
 	defer r.Close()
 	rec, err := r.ReadAt(ref.lsn)
 	if err != nil {
-		return nil, j.wal.explain(err, "reading a page image")
+		return nil, j.explainWAL(err, "reading a page image")
 	}
 	page := make([]byte, j.tc.BlockSize)
 	return page, rec.Blocks[ref.block].RestoreImage(page)
