@@ -17,7 +17,7 @@ space := $(empty) $(empty)
 list   = $(subst $(space),$(comma),$(strip $(1)))
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-matrix bench bench-rewind fuzz lint demo fixtures clean postgres stores
+.PHONY: help build test test-matrix bench bench-rewind bench-backup fuzz lint demo fixtures clean postgres stores
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,10 @@ bench: ## run the benchmarks, with the ratios to PostgreSQL's own tools
 bench-rewind: ## dbrewind against pg_rewind on copies of a 3 GB cluster (BENCHFLAGS=-short: a minute)
 	@scripts/postgres.sh ensure
 	$(GO) run ./bench/rewind $(BENCHFLAGS)
+
+bench-backup: ## dbbackup against pgbackrest, pg_basebackup and wal-g on a 3 GB cluster (BENCHFLAGS=-short: a minute)
+	@scripts/postgres.sh ensure
+	$(GO) run ./bench/backup $(BENCHFLAGS)
 
 fuzz: ## run every fuzz target for FUZZTIME each (default 20s)
 	@set -e; for pkg in $$($(GO) list ./...); do \
