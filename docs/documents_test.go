@@ -18,6 +18,7 @@ var documents = []struct {
 	{"dbbackup create --plain", backup.PlainResult{}},
 	{"dbbackup push", backup.PushResult{}},
 	{"dbbackup list", backup.Listing{}},
+	{"dbbackup log", backup.WALLog{}},
 	{"dbrecover restore", recovery.RestoreResult{}},
 	{"dbrecover run", recovery.RunResult{}},
 	{"dbrewind check", rewind.Report{}},
