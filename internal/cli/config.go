@@ -35,6 +35,7 @@ import (
 //
 //	[repository]
 //	path = "/srv/backup"                    # or paths = [...], where there are several
+//	rehash_every = 7                        # days after which a backup reads every block
 //
 //	[hooks]
 //	before_promote = "/usr/local/bin/fence"
@@ -66,8 +67,9 @@ type NodeConfig struct {
 // RepositoryConfig is the section [repository]. Once it is read, Path is the
 // first of Paths, whichever of the two the file has.
 type RepositoryConfig struct {
-	Path  string   `toml:"path" json:"path,omitempty"`
-	Paths []string `toml:"paths" json:"paths,omitempty"`
+	Path        string   `toml:"path" json:"path,omitempty"`
+	Paths       []string `toml:"paths" json:"paths,omitempty"`
+	RehashEvery int      `toml:"rehash_every" json:"rehash_every,omitempty"` // days
 }
 
 // HooksConfig is the section [hooks].

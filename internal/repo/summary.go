@@ -55,11 +55,15 @@ type Summary struct {
 	ClusterSize int64 `json:"cluster_size"` // of all files
 	Blocks      int64 `json:"blocks"`
 	ZeroBlocks  int64 `json:"zero_blocks"`
-	OldBlocks   int64 `json:"old_blocks"`  // referenced, stored by an earlier backup
-	NewBlocks   int64 `json:"new_blocks"`  // stored by this backup
-	NewSize     int64 `json:"new_size"`    // of the new blocks before compression
-	StoredSize  int64 `json:"stored_size"` // of this backup's packs
-	PackCount   int   `json:"packs"`       // that the manifest names
+	OldBlocks   int64 `json:"old_blocks"`          // referenced, stored by an earlier backup
+	NewBlocks   int64 `json:"new_blocks"`          // stored by this backup
+	NewSize     int64 `json:"new_size"`            // of the new blocks before compression
+	ReadSize    int64 `json:"read_size,omitempty"` // of what was read from the source
+	// Hashed is when every block was read and hashed last: later backups took
+	// blocks over unread that the WAL proves unchanged. Zero: by this backup.
+	Hashed     time.Time `json:"hashed,omitzero"`
+	StoredSize int64     `json:"stored_size"` // of this backup's packs
+	PackCount  int       `json:"packs"`       // that the manifest names
 
 	// Findings are the blocks whose checksum was wrong when they were read,
 	// at most MaxFindings of them; FindingCount is their true number.

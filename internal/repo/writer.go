@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -225,6 +224,7 @@ type FileWriter struct {
 	w     *BackupWriter
 	entry blockcopy.Entry
 	old   *File // the parent's entry, may be nil
+	kept  *File // the entry, where it is the parent's (see Keep)
 
 	mu     sync.Mutex
 	parts  []part
@@ -473,6 +473,9 @@ func (f *FileWriter) placed() bool {
 
 // entryOf makes the manifest's entry of a closed file and counts its blocks.
 func (f *FileWriter) entryOf(t *Totals) *File {
+	if f.kept != nil {
+		return f.countKept(t)
+	}
 	file := &File{Entry: f.entry}
 	if f.entry.Type != blockcopy.File {
 		return file
@@ -668,12 +671,8 @@ func openParent(ctx context.Context, c *Cluster, id string) (*parentReader, erro
 	if err != nil {
 		return nil, err
 	}
-	p := &parentReader{m: m, files: m.Files(ctx), ctx: ctx, there: map[string]int64{}}
-	prefix := c.prefix + "packs/"
-	return p, c.driver.List(ctx, prefix, func(i ObjectInfo) error {
-		p.there[strings.TrimSuffix(strings.TrimPrefix(i.Name, prefix), ".zst")] = i.Size
-		return nil
-	})
+	there, err := c.packSizes(ctx)
+	return &parentReader{m: m, files: m.Files(ctx), ctx: ctx, there: there}, err
 }
 
 func (p *parentReader) find(path string) (*File, error) {
