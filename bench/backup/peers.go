@@ -56,7 +56,7 @@ func (b *bench) pgbackrest() *program {
 	}
 	backup := func(kind string) func(dir string) []string {
 		return func(dir string) []string {
-			args := append(b.backrest(path, dir), "--type="+kind, "--no-archive-check", "--start-fast", "--process-max=2", "--compress-type=zst", "--compress-level=3", "--repo1-bundle")
+			args := append(b.online(path, dir), "--type="+kind, "--no-archive-check", "--start-fast", "--process-max=2", "--compress-type=zst", "--compress-level=3", "--repo1-bundle")
 			if blocks {
 				args = append(args, "--repo1-block")
 			}
@@ -69,14 +69,19 @@ func (b *bench) pgbackrest() *program {
 }
 
 func (b *bench) stanza(path, dir string) error {
-	args := append(b.backrest(path, dir), "stanza-create")
+	args := append(b.online(path, dir), "stanza-create")
 	return b.run(args...)
 }
 
-func (b *bench) backrest(path, dir string) []string {
-	return []string{path, "--no-config", "--stanza=b", "--repo1-path=" + dir, "--pg1-path=" + b.server.Data, "--pg1-socket-path=" + b.server.Dir,
-		fmt.Sprintf("--pg1-port=%d", b.server.Port), "--log-level-file=off", "--log-level-console=warn",
-		"--lock-path=" + filepath.Join(b.place.Dir, "pgbackrest.lock")}
+// backrest are the options that every command of pgbackrest takes.
+func (b *bench) backrest(path, dir, data string) []string {
+	return []string{path, "--no-config", "--stanza=b", "--repo1-path=" + dir, "--pg1-path=" + data,
+		"--log-level-file=off", "--log-level-console=warn", "--lock-path=" + filepath.Join(b.place.Dir, "pgbackrest.lock")}
+}
+
+// online are those for a connection to the server besides.
+func (b *bench) online(path, dir string) []string {
+	return append(b.backrest(path, dir, b.server.Data), "--pg1-socket-path="+b.server.Dir, fmt.Sprintf("--pg1-port=%d", b.server.Port))
 }
 
 // basebackups are pg_basebackup's ways to compress with zstd, and its

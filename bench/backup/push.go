@@ -100,8 +100,7 @@ func (b *bench) archivers() []*archiver {
 			return errors.Join(b.stanza(path, dir), b.server.Stop("fast"))
 		}
 		backrest.command = func(dir, data, segment string) *exec.Cmd {
-			args := append(b.backrest(path, dir), "--archive-async", "--spool-path="+spool, "--process-max=2", "--compress-type=zst", "--compress-level=3", "archive-push", "pg_wal/"+segment)
-			args[4] = "--pg1-path=" + data
+			args := append(b.backrest(path, dir, data), "--archive-async", "--spool-path="+spool, "--process-max=2", "--compress-type=zst", "--compress-level=3", "archive-push", "pg_wal/"+segment)
 			cmd := b.place.Command(args[0], args[1:]...)
 			cmd.Dir = data
 			return cmd
