@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"tidemark/internal/blockcopy"
@@ -157,7 +158,7 @@ func (j *job) rescue(ctx context.Context, res *RescueResult) error {
 	res.Transactions = len(w.committed)
 	n := j.openNames(ctx, w)
 	r := &rescuer{job: j, work: w, names: n, lost: w.xids(), out: res.Dir, res: res, made: w.madeFiles()}
-	if r.rows, err = j.trackRows(ctx, w, n, end); err != nil {
+	if r.rows, err = j.trackRows(ctx, w, n, res.Fork.LSN, end); err != nil {
 		return err
 	}
 	if err := makeOut(res.Dir); err != nil {
@@ -259,5 +260,5 @@ func (r *rescuer) listLosses() {
 			}
 		})
 	}
-	slices.SortStableFunc(r.res.NotSaved, func(a, b NotSaved) int { return compareText(a.Relation, b.Relation) })
+	slices.SortStableFunc(r.res.NotSaved, func(a, b NotSaved) int { return strings.Compare(a.Relation, b.Relation) })
 }

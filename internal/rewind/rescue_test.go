@@ -22,14 +22,12 @@ import (
 
 var rescueSeed = flag.Uint64("rescue.seed", 0, "seed of the workload in TestRescue; 0 picks one")
 
-// client writes to the old primary and remembers, per table, the state at the
-// fork and now: what the rescued rows have to be.
+// client writes random rows to the old primary.
 type client struct {
 	t      testing.TB
 	rnd    *rand.Rand
 	node   *pgtest.Node
 	tables []*clientTable
-	atFork map[string]map[int]string
 }
 
 // clientTable has rows (id, values...) that the client knows as their text.

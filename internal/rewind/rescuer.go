@@ -1,7 +1,6 @@
 package rewind
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,8 +28,6 @@ type rescuer struct {
 
 	unreadable map[wal.RelFile]int64 // deleted rows that are gone from the pages
 }
-
-func compareText(a, b string) int { return cmp.Compare(a, b) }
 
 func (r *rescuer) notSaved(relation string, rows int64, format string, args ...any) {
 	n := NotSaved{Relation: relation, Rows: rows, Reason: fmt.Sprintf(format, args...)}

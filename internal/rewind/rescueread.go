@@ -100,7 +100,7 @@ func (d *reading) touched(db uint32) []wal.RelFile {
 			}
 		}
 	}
-	return slices.SortedFunc(maps.Keys(set), func(a, b wal.RelFile) int { return compareText(a.String(), b.String()) })
+	return slices.SortedFunc(maps.Keys(set), func(a, b wal.RelFile) int { return strings.Compare(a.String(), b.String()) })
 }
 
 // readFile saves what the lost transactions wrote to one file.

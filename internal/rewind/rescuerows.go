@@ -33,6 +33,9 @@ type fileRows struct {
 	made   map[tidKey]tidKey     // by version: the version from before the fork that it replaces, or inserted
 	gone   map[tidKey]struct{}   // versions from before the fork without a successor of the same key
 	images map[uint32][]imageRef // of the file's blocks, in the order of the WAL
+	// filled says where in the WAL before the fork a place was last filled: an
+	// image from before that shows another row.
+	filled map[tidKey]wal.LSN
 }
 
 // imageRef says where a page image is: a record, and which of its blocks.
@@ -69,6 +72,7 @@ func (r *fileRows) delete(k tidKey) {
 // rowTracker follows the rows of the lost transactions through the WAL.
 type rowTracker struct {
 	lost   map[uint32]bool
+	fork   wal.LSN
 	wanted func(wal.RelFile) bool
 	files  map[wal.RelFile]*fileRows
 	change wal.HeapChange
@@ -79,9 +83,9 @@ type rowTracker struct {
 
 // trackRows reads the WAL once more, now that the lost transactions are known.
 // What others did does not count: an aborted update leaves its row as it was.
-func (j *job) trackRows(ctx context.Context, w *lostWork, n *names, end wal.LSN) (map[wal.RelFile]*fileRows, error) {
+func (j *job) trackRows(ctx context.Context, w *lostWork, n *names, fork, end wal.LSN) (map[wal.RelFile]*fileRows, error) {
 	known := map[wal.RelFile]bool{}
-	t := rowTracker{lost: w.xids(), files: map[wal.RelFile]*fileRows{}, wanted: func(f wal.RelFile) bool {
+	t := rowTracker{lost: w.xids(), fork: fork, files: map[wal.RelFile]*fileRows{}, wanted: func(f wal.RelFile) bool {
 		want, ok := known[f]
 		if !ok {
 			want = mayBeSaved(n.of(f))
@@ -128,7 +132,8 @@ func (t *rowTracker) of(f wal.RelFile) *fileRows {
 }
 
 func newFileRows() *fileRows {
-	return &fileRows{made: map[tidKey]tidKey{}, gone: map[tidKey]struct{}{}, images: map[uint32][]imageRef{}}
+	return &fileRows{made: map[tidKey]tidKey{}, gone: map[tidKey]struct{}{}, images: map[uint32][]imageRef{},
+		filled: map[tidKey]wal.LSN{}}
 }
 
 func (t *rowTracker) record(r *wal.Record) error {
@@ -138,7 +143,7 @@ func (t *rowTracker) record(r *wal.Record) error {
 			rows.images[b.Block] = append(rows.images[b.Block], imageRef{r.LSN, i})
 		}
 	}
-	if (r.RMID != wal.RmHeap && r.RMID != wal.RmHeap2) || !t.lost[r.XID] {
+	if (r.RMID != wal.RmHeap && r.RMID != wal.RmHeap2) || !t.lost[r.XID] && r.LSN >= t.fork {
 		return nil
 	}
 	c := &t.change
@@ -147,6 +152,14 @@ func (t *rowTracker) record(r *wal.Record) error {
 		return err
 	}
 	rows := t.of(c.File)
+	if !t.lost[r.XID] {
+		if c.Op == wal.HeapInsert || c.Op == wal.HeapUpdate {
+			for _, off := range c.Offsets {
+				rows.filled[keyOf(c.Block, off)] = r.LSN
+			}
+		}
+		return nil
+	}
 	switch c.Op {
 	case wal.HeapInsert:
 		if t.rewrote[c.File][c.XID] {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 
@@ -33,7 +34,7 @@ func (s *scratch) uncover(ctx context.Context, f wal.RelFile, rows *fileRows, lo
 		pages[k.block()] = append(pages[k.block()], k)
 	}
 	for block, keys := range pages {
-		page, found, err := s.bestPage(ctx, f, block, keys, rows.images[block], lost)
+		page, found, err := s.bestPage(ctx, f, block, keys, rows, lost)
 		if err == nil && len(found) > 0 {
 			err = s.writePage(f, block, page)
 		}
@@ -51,14 +52,14 @@ func (s *scratch) uncover(ctx context.Context, f wal.RelFile, rows *fileRows, lo
 }
 
 // bestPage is the version of a page that holds most of the rows, uncovered.
-func (s *scratch) bestPage(ctx context.Context, f wal.RelFile, block uint32, keys []tidKey, images []imageRef, lost map[uint32]bool) (best []byte, found map[tidKey]bool, err error) {
-	try := func(page []byte) {
+func (s *scratch) bestPage(ctx context.Context, f wal.RelFile, block uint32, keys []tidKey, rows *fileRows, lost map[uint32]bool) (best []byte, found map[tidKey]bool, err error) {
+	try := func(page []byte, at wal.LSN) {
 		if page == nil || volume.ParsePageHeader(page).Validate(len(page)) != nil {
 			return
 		}
 		these := map[tidKey]bool{}
 		for _, k := range keys {
-			if uncoverRow(page, k.offset(), lost) {
+			if at >= rows.filled[k] && uncoverRow(page, k.offset(), lost) {
 				these[k] = true
 			}
 		}
@@ -70,8 +71,8 @@ func (s *scratch) bestPage(ctx context.Context, f wal.RelFile, block uint32, key
 	if err != nil {
 		return nil, nil, err
 	}
-	try(page)
-	for _, ref := range images {
+	try(page, wal.LSN(math.MaxUint64))
+	for _, ref := range rows.images[block] {
 		if len(found) == len(keys) {
 			break
 		}
@@ -79,7 +80,7 @@ func (s *scratch) bestPage(ctx context.Context, f wal.RelFile, block uint32, key
 		if err != nil {
 			return nil, nil, err
 		}
-		try(page)
+		try(page, ref.lsn)
 	}
 	return best, found, nil
 }
