@@ -48,7 +48,7 @@ func (s *source) heading(ctx context.Context, c *volume.Control, tli timeline.ID
 		if !descends || old.End != 0 && c.MinRecoveryPointTLI == tli && c.MinRecoveryPoint > old.End {
 			continue
 		}
-		if at <= span.Begin || strings.Contains(" "+names, fmt.Sprintf(" %08X0", f.Timeline)) {
+		if at <= span.Begin || strings.Contains(" "+names, fmt.Sprintf(" %08X0", uint32(f.Timeline))) {
 			return f.Timeline
 		}
 	}
