@@ -41,7 +41,7 @@ func (j *job) finish(ctx context.Context, m meta, plan *blockcopy.Plan) (blockco
 	if err != nil {
 		return f, err
 	}
-	if !m.onCommonHistory(history) || !m.stillOn(history, end) {
+	if !m.onCommonHistory(history) || !history.Contains(m.SourceTLI, min(m.SourceEnd, end)) {
 		return f, exit.New(exit.Refused, "the source is no longer on the history that was copied from; rewind to a server that is",
 			"the source went over to another history while it was copied (timeline %d)", tli)
 	}
@@ -66,14 +66,6 @@ func (m meta) onCommonHistory(h *timeline.History) bool {
 		return h.Contains(m.Divergence.Start.Timeline, m.Divergence.Start.Redo)
 	}
 	return h.Contains(m.Divergence.Fork.Timeline, m.Divergence.Fork.LSN)
-}
-
-// stillOn tells whether a history goes on from what the plan was made of. A
-// standby's files may be as of before the switch to its timeline.
-func (m meta) stillOn(h *timeline.History, end wal.LSN) bool {
-	span, ok := h.SpanOf(m.SourceTLI)
-	at := min(m.SourceEnd, end)
-	return ok && (at < span.Begin || h.Contains(m.SourceTLI, at))
 }
 
 // newControl is the source's pg_control, as of a server that recovers and is

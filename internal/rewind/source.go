@@ -115,7 +115,7 @@ func (s *source) position(ctx context.Context, c *volume.Control) (wal.LSN, time
 		}
 		return c.CheckPoint, c.CheckPointCopy.ThisTimeLineID, nil
 	case c.State == volume.StateInArchiveRecovery:
-		return c.MinRecoveryPoint, c.MinRecoveryPointTLI, nil
+		return s.replayed(ctx, c)
 	case c.State == volume.StateInProduction:
 		return s.insertPosition(ctx)
 	}
