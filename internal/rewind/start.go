@@ -22,13 +22,13 @@ const DefaultStartTimeout = 10 * time.Minute
 
 // Started is the proof that the target follows its source.
 type Started struct {
-	State     string      `json:"state"`    // of its WAL receiver: streaming
-	Timeline  timeline.ID `json:"timeline"` // that it receives
-	Sender    string      `json:"sender"`   // the server that it receives from: host and port
-	SourceTLI timeline.ID `json:"source_timeline"`
-	SourceLSN wal.LSN     `json:"source_lsn"`   // the source's position when the wait began
-	Replayed  wal.LSN     `json:"replayed_lsn"` // by the target, at or behind it
-	Seconds   float64     `json:"elapsed_seconds"`
+	State     string      `json:"state"`           // of its WAL receiver: streaming
+	Timeline  timeline.ID `json:"timeline"`        // that it receives
+	Sender    string      `json:"sender"`          // the server that it receives from: host and port
+	SourceTLI timeline.ID `json:"source_timeline"` // that the source writes
+	SourceLSN wal.LSN     `json:"source_lsn"`      // the source's position when the wait began
+	Replayed  wal.LSN     `json:"replayed_lsn"`    // by the target, at or behind it
+	Seconds   float64     `json:"elapsed_seconds"` // from the start on
 }
 
 // mayStart refuses, before anything is done, what could not be started as a

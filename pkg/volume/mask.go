@@ -53,6 +53,7 @@ const (
 	gistHasGarbage    = 0x0010
 	brinEvacuate      = 0x0001
 	pageHintFlags     = 0x0007
+	pageOffsetLower   = 12
 	pageOffsetFlags   = 10
 	pageOffsetPrune   = 20
 	tupleOffCID       = 8
@@ -138,7 +139,11 @@ func (m *pageMask) knownHole() {
 	}
 }
 
-func (m *pageMask) content() { clear(m.page[PageHeaderSize:m.header.Special]) }
+// content clears all that a deleted page still holds: replay may leave it empty.
+func (m *pageMask) content() {
+	clear(m.page[pageOffsetLower : pageOffsetLower+4]) // and upper
+	clear(m.page[PageHeaderSize:])
+}
 
 // clearFlags clears bits of a 16 bit field of the special area.
 func (m *pageMask) clearFlags(offset int, bits uint16) {
@@ -202,6 +207,7 @@ func (m *pageMask) btree() {
 	switch {
 	case flags&btreeDeleted != 0:
 		m.content()
+		return
 	case flags&btreeLeaf != 0:
 		m.deadItems()
 	}

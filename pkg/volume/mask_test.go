@@ -93,6 +93,7 @@ func TestMaskPage(t *testing.T) {
 		{"b-tree: has garbage", ofBtree, 8192 - 4, btreeHasGarbage, true},
 		{"b-tree: cycle id", ofBtree, 8192 - 2, 1, true},
 		{"b-tree: content of a deleted page", ofBtreeDel, tuple16 + 30, 1, true},
+		{"GIN: lower of a deleted page", ofGinDel, 12, 0x20, true},
 		{"b-tree: hole", ofBtree, 4000, 1, true},
 
 		{"hash: tuple", ofHash, tuple16 + 30, 1, false},
