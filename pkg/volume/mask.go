@@ -49,6 +49,7 @@ const (
 	hashHasDead       = 0x0080
 	ginDeleted        = 0x0004
 	gistLeaf          = 0x0001
+	spgistMeta        = 0x0001
 	gistFollowRight   = 0x0008
 	gistHasGarbage    = 0x0010
 	brinEvacuate      = 0x0001
@@ -121,6 +122,7 @@ func (m *pageMask) byMethod() {
 		m.clearFlags(4, brinEvacuate)
 	case n == 8 && id == spgistPageID:
 		m.knownHole()
+		m.spgistCache()
 	case n == 8:
 		m.gin()
 	default:
@@ -232,6 +234,14 @@ func (m *pageMask) gist() {
 	}
 	clear(m.special[0:8]) // the number of the last split, an LSN of its own kind
 	m.clearFlags(12, gistFollowRight|gistHasGarbage)
+}
+
+// spgistCache clears the metapage's list of pages with free space, a mere cache.
+func (m *pageMask) spgistCache() {
+	const begin, size = PageHeaderSize + 4, 64
+	if le.Uint16(m.special)&spgistMeta != 0 {
+		clear(m.page[begin : begin+size])
+	}
 }
 
 func (m *pageMask) gin() {

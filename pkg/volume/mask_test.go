@@ -34,17 +34,18 @@ func special(n int, put func(s []byte)) []byte {
 
 // The special areas of pages of each access method.
 var (
-	noSpecial  []byte
-	ofBtree    = special(16, func(s []byte) { le.PutUint16(s[12:], btreeLeaf) })
-	ofBtreeTop = special(16, func(s []byte) { le.PutUint16(s[12:], 0) })
-	ofBtreeDel = special(16, func(s []byte) { le.PutUint16(s[12:], btreeLeaf|btreeDeleted) })
-	ofHash     = special(16, func(s []byte) { le.PutUint16(s[12:], hashBucket); le.PutUint16(s[14:], hashPageID) })
-	ofGist     = special(16, func(s []byte) { le.PutUint16(s[12:], gistLeaf); le.PutUint16(s[14:], gistPageID) })
-	ofSpgist   = special(8, func(s []byte) { le.PutUint16(s[6:], spgistPageID) })
-	ofBrin     = special(8, func(s []byte) { le.PutUint16(s[6:], brinRegular) })
-	ofGin      = special(8, func(s []byte) { le.PutUint16(s[6:], 2) })
-	ofGinDel   = special(8, func(s []byte) { le.PutUint16(s[6:], ginDeleted) })
-	ofSequence = special(8, func(s []byte) { le.PutUint32(s, sequenceMagic) })
+	noSpecial   []byte
+	ofBtree     = special(16, func(s []byte) { le.PutUint16(s[12:], btreeLeaf) })
+	ofBtreeTop  = special(16, func(s []byte) { le.PutUint16(s[12:], 0) })
+	ofBtreeDel  = special(16, func(s []byte) { le.PutUint16(s[12:], btreeLeaf|btreeDeleted) })
+	ofHash      = special(16, func(s []byte) { le.PutUint16(s[12:], hashBucket); le.PutUint16(s[14:], hashPageID) })
+	ofGist      = special(16, func(s []byte) { le.PutUint16(s[12:], gistLeaf); le.PutUint16(s[14:], gistPageID) })
+	ofSpgist    = special(8, func(s []byte) { le.PutUint16(s[6:], spgistPageID) })
+	ofSpgistTop = special(8, func(s []byte) { le.PutUint16(s, spgistMeta); le.PutUint16(s[6:], spgistPageID) })
+	ofBrin      = special(8, func(s []byte) { le.PutUint16(s[6:], brinRegular) })
+	ofGin       = special(8, func(s []byte) { le.PutUint16(s[6:], 2) })
+	ofGinDel    = special(8, func(s []byte) { le.PutUint16(s[6:], ginDeleted) })
+	ofSequence  = special(8, func(s []byte) { le.PutUint32(s, sequenceMagic) })
 )
 
 const markDead = -1 // in place of an offset: the item is marked as dead
@@ -109,6 +110,8 @@ func TestMaskPage(t *testing.T) {
 		{"GiST: right link", ofGist, 8192 - 8, 1, false},
 
 		{"SP-GiST: tuple", ofSpgist, tuple8 + 30, 1, false},
+		{"SP-GiST: cache of the metapage", ofSpgistTop, PageHeaderSize + 10, 1, true},
+		{"SP-GiST: magic of the metapage", ofSpgistTop, PageHeaderSize, 1, false},
 		{"SP-GiST: hole", ofSpgist, 4000, 1, true},
 		{"SP-GiST: dead item", ofSpgist, markDead, 0, false},
 		{"BRIN: tuple", ofBrin, tuple8 + 30, 1, false},
