@@ -14,10 +14,10 @@ const module = "tidemark/"
 
 // The packages that others stand on.
 var (
-	public = []string{"pkg/wal", "pkg/timeline", "pkg/volume", "pkg/catalog"}
+	public = []string{"pkg/wal", "pkg/timeline", "pkg/volume"}
 	plain  = []string{"internal/exit", "internal/progress"}
 	engine = append(append([]string{"internal/blockcopy"}, public...), plain...)
-	ground = append([]string{"internal/postgres", "internal/repo"}, engine...)
+	ground = append([]string{"internal/postgres", "internal/repo", "internal/catalog"}, engine...)
 )
 
 // arrows says what each package may import of ours. A package that is not in
@@ -26,9 +26,9 @@ var arrows = map[string][]string{
 	"pkg/wal":              {},
 	"pkg/timeline":         {"pkg/wal"},
 	"pkg/volume":           {"pkg/wal", "pkg/timeline"},
-	"pkg/catalog":          {"pkg/wal", "pkg/timeline", "pkg/volume"},
 	"internal/exit":        {},
 	"internal/progress":    {},
+	"internal/catalog":     public,
 	"internal/blockcopy":   append(append([]string{}, public...), plain...),
 	"internal/postgres":    engine,
 	"internal/repo":        engine,

@@ -6,8 +6,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"tidemark/internal/catalog"
 	"tidemark/internal/postgres"
-	"tidemark/pkg/catalog"
 	"tidemark/pkg/volume"
 	"tidemark/pkg/wal"
 )

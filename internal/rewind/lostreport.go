@@ -5,7 +5,7 @@ import (
 	"context"
 	"slices"
 
-	"tidemark/pkg/catalog"
+	"tidemark/internal/catalog"
 	"tidemark/pkg/wal"
 )
 

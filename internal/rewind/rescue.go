@@ -12,9 +12,9 @@ import (
 	"time"
 
 	"tidemark/internal/blockcopy"
+	"tidemark/internal/catalog"
 	"tidemark/internal/exit"
 	"tidemark/internal/progress"
-	"tidemark/pkg/catalog"
 	"tidemark/pkg/volume"
 	"tidemark/pkg/wal"
 )

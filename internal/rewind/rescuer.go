@@ -8,10 +8,10 @@ import (
 	"path/filepath"
 	"slices"
 
+	"tidemark/internal/catalog"
 	"tidemark/internal/exit"
 	"tidemark/internal/postgres"
 	"tidemark/internal/progress"
-	"tidemark/pkg/catalog"
 	"tidemark/pkg/wal"
 )
 

@@ -10,8 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"tidemark/internal/catalog"
 	"tidemark/internal/postgres"
-	"tidemark/pkg/catalog"
 	"tidemark/pkg/wal"
 )
 

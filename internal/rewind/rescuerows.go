@@ -3,7 +3,7 @@ package rewind
 import (
 	"context"
 
-	"tidemark/pkg/catalog"
+	"tidemark/internal/catalog"
 	"tidemark/pkg/wal"
 )
 

@@ -17,8 +17,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"tidemark/internal/catalog"
 	"tidemark/internal/postgres"
-	"tidemark/pkg/catalog"
 	"tidemark/pkg/wal"
 )
 

@@ -9,9 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 
+	"tidemark/internal/catalog"
 	"tidemark/internal/exit"
 	"tidemark/internal/postgres"
-	"tidemark/pkg/catalog"
 	"tidemark/pkg/volume"
 	"tidemark/pkg/wal"
 )

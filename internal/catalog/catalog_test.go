@@ -7,9 +7,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"tidemark/internal/catalog"
 	"tidemark/internal/pgtest"
 	"tidemark/internal/postgres"
-	"tidemark/pkg/catalog"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
