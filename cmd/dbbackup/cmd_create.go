@@ -17,6 +17,7 @@ type createCmd struct {
 	PGData  string        `name:"pgdata" short:"D" placeholder:"DIR" type:"path" help:"The server's data directory, if it is on this machine; found by itself otherwise, and read over SQL where it cannot be read here."`
 	Label   string        `placeholder:"TEXT" help:"Words to find the backup by."`
 	Full    bool          `help:"Store every block again, and reference none of an earlier backup."`
+	Expires string        `placeholder:"DATE" help:"When the backup may go, whatever the policy says: 2027-12-31, or 90d from now."`
 	Plain   string        `placeholder:"DIR" type:"path" help:"Write a data directory that starts as it is, instead of into the repository."`
 	Timeout time.Duration `placeholder:"TIME" help:"How long to wait for the last WAL to reach the repository; 5m by default."`
 }
@@ -25,6 +26,10 @@ type createCmd struct {
 func (c *createCmd) Run(ctx context.Context, e *cli.Env) error {
 	o := backup.Options{Tool: "dbbackup " + cli.Version(), ConnInfo: c.DSN, DataDir: c.PGData, Label: c.Label, Full: c.Full,
 		Jobs: c.Jobs, Timeout: c.Timeout, Progress: e.Progress(), Log: e.Log()}
+	var err error
+	if o.Expires, err = backup.ParseMoment(c.Expires, time.Now()); err != nil {
+		return err
+	}
 	if c.Plain != "" {
 		return c.plain(ctx, e, o)
 	}

@@ -13,12 +13,13 @@ import (
 type FileWriter struct {
 	w     *BackupWriter
 	entry blockcopy.Entry
-	old   *File // the parent's entry, may be nil
+	olds  []oldFile // what earlier backups have of it
 
 	mu     sync.Mutex
 	parts  []part
 	closed bool
 	gone   bool
+	stored bool // some of its blocks were stored for this backup
 	size   int64
 }
 
@@ -31,6 +32,7 @@ type part struct {
 	index  uint32
 	pack   int32 // oldBlocks
 	from   uint32
+	left   bool   // oldBlocks: an interrupted backup stored them
 	hashes []Hash // one per block; nil for zero blocks
 }
 
@@ -46,10 +48,9 @@ const (
 // of the file. Several goroutines may write different blocks at once.
 func (f *FileWriter) Write(first int64, data []byte) error {
 	bs := int(f.w.o.BlockSize)
-	b := blockSorter{f: f, cur: runCursor{}, parts: make([]part, 0, 4)}
-	if f.old != nil {
-		b.cur.runs = f.old.Runs
-		b.oldBlocks = blockCount(f.old.Size, f.w.o.BlockSize)
+	b := blockSorter{f: f, parts: make([]part, 0, 4)}
+	for _, o := range f.olds {
+		b.curs = append(b.curs, oldCursor{oldFile: o, cur: runCursor{runs: o.file.Runs}, blocks: blockCount(o.file.Size, f.w.o.BlockSize)})
 	}
 	for n := first; len(data) > 0; n++ {
 		block := data[:min(bs, len(data))]
@@ -72,7 +73,7 @@ func (f *FileWriter) Write(first int64, data []byte) error {
 func (f *FileWriter) Close(size int64, gone bool) error {
 	f.mu.Lock()
 	f.size, f.gone = size, gone
-	f.old = nil
+	f.olds = nil
 	f.mu.Unlock()
 	f.w.mu.Lock()
 	f.closed = true
@@ -88,13 +89,19 @@ func (f *FileWriter) Close(size int64, gone bool) error {
 
 // blockSorter decides for consecutive blocks what is to become of each.
 type blockSorter struct {
-	f         *FileWriter
-	cur       runCursor
-	oldBlocks int64
-	parts     []part
-	pending   [][]byte // new blocks that are not in a frame yet
-	hashes    []Hash
-	first     int64 // of pending
+	f       *FileWriter
+	curs    []oldCursor
+	parts   []part
+	pending [][]byte // new blocks that are not in a frame yet
+	hashes  []Hash
+	first   int64 // of pending
+}
+
+// oldCursor walks through the runs of a file's earlier version.
+type oldCursor struct {
+	oldFile
+	cur    runCursor
+	blocks int64
 }
 
 func (b *blockSorter) sort(n int64, block []byte) error {
@@ -105,7 +112,7 @@ func (b *blockSorter) sort(n int64, block []byte) error {
 		b.extend(part{first: n, count: 1, kind: zeroBlocks})
 		return nil
 	}
-	h := HashBlock(block)
+	h := b.f.w.hash(block)
 	p, ok, err := b.unchanged(n, h)
 	if err != nil {
 		return err
@@ -125,23 +132,30 @@ func (b *blockSorter) sort(n int64, block []byte) error {
 	return nil
 }
 
-// unchanged says whether the parent has the same block at the same place.
+// unchanged says whether an earlier version has the same block at the same place.
 func (b *blockSorter) unchanged(n int64, h Hash) (part, bool, error) {
-	if n >= b.oldBlocks {
-		return part{}, false, nil
+	for i := range b.curs {
+		c := &b.curs[i]
+		if n >= c.blocks {
+			continue
+		}
+		run, skip := c.cur.seek(n)
+		if run.Pack == ZeroPack {
+			continue
+		}
+		at := run.First + uint32(skip)
+		idx, err := c.from.index(c.m, run.Pack)
+		if err != nil {
+			return part{}, false, err
+		}
+		if idx == nil || idx.blocks[at].hash != h {
+			continue
+		}
+		pack := c.m.Packs[run.Pack]
+		number := b.f.w.packNumber(pack, c.from.left)
+		return part{first: n, count: 1, kind: oldBlocks, pack: number, from: at, left: c.from.left, hashes: []Hash{h}}, true, nil
 	}
-	run, skip := b.cur.seek(n)
-	if run.Pack == ZeroPack {
-		return part{}, false, nil
-	}
-	p := b.f.w.parent
-	at := run.First + uint32(skip)
-	idx, err := p.index(run.Pack)
-	if err != nil || idx == nil || idx.blocks[at].hash != h {
-		return part{}, false, err
-	}
-	number := b.f.w.packNumber(p.m.Packs[run.Pack])
-	return part{first: n, count: 1, kind: oldBlocks, pack: number, from: at, hashes: []Hash{h}}, true, nil
+	return part{}, false, nil
 }
 
 // extend appends a part or makes the last one longer.
@@ -149,7 +163,7 @@ func (b *blockSorter) extend(p part) {
 	if k := len(b.parts); k > 0 {
 		l := &b.parts[k-1]
 		if l.kind == p.kind && l.first+l.count == p.first &&
-			(p.kind == zeroBlocks || p.kind == oldBlocks && l.pack == p.pack && l.from+uint32(l.count) == p.from) {
+			(p.kind == zeroBlocks || p.kind == oldBlocks && l.pack == p.pack && l.left == p.left && l.from+uint32(l.count) == p.from) {
 			l.count += p.count
 			l.hashes = append(l.hashes, p.hashes...)
 			return
@@ -228,10 +242,15 @@ func (f *FileWriter) entryOf(t *Totals) *File {
 		if p.kind == newBlocks {
 			r.Pack, r.First = p.frame.pack, p.frame.first+p.index
 			t.NewBlocks += p.count
-			t.NewSize += min((p.first+p.count)*int64(f.w.o.BlockSize), f.size) - p.first*int64(f.w.o.BlockSize)
+			t.NewSize += f.bytes(p)
+		} else if p.left {
+			t.NewBlocks += p.count
+			t.ResumedBlocks += p.count
+			t.NewSize += f.bytes(p)
 		} else {
 			t.OldBlocks += p.count
 		}
+		f.stored = f.stored || p.kind == newBlocks || p.left
 		file.Runs = appendRun(file.Runs, r)
 		for _, h := range p.hashes {
 			digest.Write(h[:])
@@ -242,6 +261,12 @@ func (f *FileWriter) entryOf(t *Totals) *File {
 	file.Digest = Hash(digest.Sum(nil)[:HashSize])
 	f.parts = nil
 	return file
+}
+
+// bytes is the size of a part.
+func (f *FileWriter) bytes(p *part) int64 {
+	bs := int64(f.w.o.BlockSize)
+	return min((p.first+p.count)*bs, f.size) - p.first*bs
 }
 
 // appendRun appends r, joined to the last run where the two are one.

@@ -71,6 +71,10 @@ func (w *BackupWriter) drain() error {
 		if err := w.manifest.line(w.line); err != nil {
 			return err
 		}
+		if f.stored {
+			w.parts.text = append(w.parts.text, w.line...)
+		}
 	}
+	w.snapshot()
 	return nil
 }

@@ -3,11 +3,13 @@ package repo
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"sort"
+	"sync"
 )
 
 // objectIndex is an object's index, read and checked.
@@ -18,6 +20,45 @@ type objectIndex struct {
 	raw    int64
 	frames []frameInfo
 	blocks []blockInfo
+
+	// Of an encrypted object: the SHA-256 of the index, its seal, and who has
+	// the keys. The index can be read without them.
+	sum  [sha256.Size]byte
+	seal [sealSize]byte
+	ring *keyring
+	once sync.Once
+	open *sealer
+	err  error
+}
+
+// encrypted tells whether frames need a key.
+func (x *objectIndex) encrypted() bool { return len(x.Envelope) > 0 }
+
+// opener returns what decrypts the frames, after the index has been proved to
+// be what their writer wrote.
+func (x *objectIndex) opener() (*sealer, error) {
+	x.once.Do(func() {
+		var key *contentKey
+		if key, x.err = x.ring.content(x.Envelope); x.err != nil {
+			return
+		}
+		if x.open, x.err = newSealer(key, x.header); x.err != nil {
+			return
+		}
+		if x.open.sealIndex(x.sum) != x.seal {
+			x.err = &CorruptError{Object: x.path, Offset: -1, Part: "index", Err: errNotAuthentic}
+		}
+	})
+	return x.open, x.err
+}
+
+// readIndex reads the index of one of the cluster's objects.
+func (c *Cluster) readIndex(ctx context.Context, want header) (*objectIndex, error) {
+	idx, err := readIndex(ctx, c.driver, want, 0)
+	if err == nil {
+		idx.ring = c.repo.ring
+	}
+	return idx, err
 }
 
 // readIndex reads the index of an object and checks that the object is what
@@ -80,16 +121,24 @@ func parseIndex(b []byte, off int64) (*objectIndex, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(body) < n+8+trailerLength {
+	whole, end := body, len(body)-trailerLength
+	idx := &objectIndex{header: h}
+	if len(h.Envelope) > 0 {
+		end -= sealSize
+	}
+	if end < n+8 {
 		return nil, errors.New("cut short")
 	}
-	body = body[n : len(body)-trailerLength]
+	if len(h.Envelope) > 0 {
+		idx.sum, idx.seal = sha256.Sum256(whole[:end]), [sealSize]byte(whole[end:])
+	}
+	body = body[n:end]
 	nf, nb := int64(binary.LittleEndian.Uint32(body)), int64(binary.LittleEndian.Uint32(body[4:]))
 	body = body[8:]
 	if nf > maxFrames || nb > maxBlocks || nf*frameEntry+nb*blockEntry != int64(len(body)) {
 		return nil, fmt.Errorf("%d frames and %d blocks do not fit %d bytes", nf, nb, len(body))
 	}
-	idx := &objectIndex{header: h, frames: make([]frameInfo, nf), blocks: make([]blockInfo, nb)}
+	idx.frames, idx.blocks = make([]frameInfo, nf), make([]blockInfo, nb)
 	table := body[nf*frameEntry:]
 	for i := range idx.blocks {
 		e := table[i*blockEntry:]
@@ -146,20 +195,29 @@ func (x *objectIndex) readFrame(ctx context.Context, d Driver, i int, buf []byte
 
 // decodeFrame checks and decodes the stored bytes of frame i. Every block is
 // compared with its hash: what comes out is what went in.
+// The stored bytes are overwritten.
 func (x *objectIndex) decodeFrame(i int, stored, buf []byte) ([]byte, error) {
+	if err := x.checkStored(i, stored); err != nil {
+		return nil, err
+	}
 	f := x.frames[i]
 	part := fmt.Sprintf("frame %d", i)
 	corrupt := func(reason string, err error) error {
 		return &CorruptError{Object: x.path, Offset: f.offset, Part: part, Reason: reason, Err: err}
 	}
-	if len(stored) != int(f.stored) {
-		return nil, corrupt(fmt.Sprintf("%d of %d bytes are there", len(stored), f.stored), nil)
-	}
-	if crc32.Checksum(stored, castagnoli) != f.crc {
-		return nil, corrupt("its checksum does not match", nil)
-	}
 	if cap(buf) < int(f.raw) {
 		buf = make([]byte, 0, f.raw)
+	}
+	hash := HashBlock
+	if x.encrypted() {
+		open, err := x.opener()
+		if err != nil {
+			return nil, err
+		}
+		if stored, err = open.open(i, int(f.blocks), stored); err != nil {
+			return nil, corrupt("", err)
+		}
+		hash = open.hash
 	}
 	raw, err := decompress(stored, buf[:0])
 	if err != nil {
@@ -171,13 +229,39 @@ func (x *objectIndex) decodeFrame(i int, stored, buf []byte) ([]byte, error) {
 	pos := 0
 	for n := f.first; n < f.first+f.blocks; n++ {
 		b := &x.blocks[n]
-		if HashBlock(raw[pos:pos+int(b.length)]) != b.hash {
+		if hash(raw[pos:pos+int(b.length)]) != b.hash {
 			part = fmt.Sprintf("block %d in frame %d", n, i)
 			return nil, corrupt("its hash does not match", nil)
 		}
 		pos += int(b.length)
 	}
 	return raw, nil
+}
+
+// checkFrame reads frame i and checks its stored bytes, which needs no key.
+func (x *objectIndex) checkFrame(ctx context.Context, d Driver, i int) error {
+	f := x.frames[i]
+	buf := getBuffer(int(f.stored))
+	defer putBuffer(buf)
+	got, _, err := getBytes(ctx, d, x.path, f.offset, int64(f.stored), int64(f.stored), *buf)
+	if err != nil {
+		return err
+	}
+	return x.checkStored(i, got)
+}
+
+// checkStored checks the stored bytes of frame i, which needs no key.
+func (x *objectIndex) checkStored(i int, stored []byte) error {
+	f, reason := x.frames[i], ""
+	switch {
+	case len(stored) != int(f.stored):
+		reason = fmt.Sprintf("%d of %d bytes are there", len(stored), f.stored)
+	case crc32.Checksum(stored, castagnoli) != f.crc:
+		reason = "its checksum does not match"
+	default:
+		return nil
+	}
+	return &CorruptError{Object: x.path, Offset: f.offset, Part: fmt.Sprintf("frame %d", i), Reason: reason}
 }
 
 // checkHeader compares the header frame at the front with the index. Readers

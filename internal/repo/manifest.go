@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 
 	"tidemark/internal/blockcopy"
 )
@@ -67,32 +68,16 @@ type Manifest struct {
 
 // readSummary reads a manifest's index and its last block.
 func (c *Cluster) readSummary(ctx context.Context, id string) (*Summary, *objectIndex, error) {
-	idx, err := readIndex(ctx, c.driver, c.manifestHeader(id), 0)
+	idx, err := c.readIndex(ctx, c.manifestHeader(id))
 	if err != nil {
 		return nil, nil, err
 	}
 	corrupt := func(err error) error {
 		return &CorruptError{Object: idx.path, Offset: -1, Part: "summary", Err: err}
 	}
-	if len(idx.frames) == 0 || len(idx.frames) != len(idx.blocks) {
-		return nil, nil, corrupt(errors.New("missing"))
-	}
-	// The summary is the last line, and begins a block; it may need several.
-	last := len(idx.frames) - 1
-	raw, err := idx.readFrame(ctx, c.driver, last, nil)
+	raw, err := summaryLine(ctx, c.driver, idx)
 	if err != nil {
 		return nil, nil, err
-	}
-	for first := last; !bytes.HasPrefix(raw, []byte(`{"format":`)); {
-		if first == 0 || len(raw) > 32<<20 {
-			return nil, nil, corrupt(errors.New("missing"))
-		}
-		first--
-		more, err := idx.readFrame(ctx, c.driver, first, nil)
-		if err != nil {
-			return nil, nil, err
-		}
-		raw = append(more, raw...)
 	}
 	s := new(Summary)
 	if err := json.Unmarshal(raw, s); err != nil {
@@ -101,11 +86,37 @@ func (c *Cluster) readSummary(ctx context.Context, id string) (*Summary, *object
 	if err := s.Validate(); err != nil {
 		return nil, nil, corrupt(err)
 	}
-	if s.ID != id || uint64(s.SystemID) != c.systemID || int64(s.PackTable) > int64(last) {
+	if s.ID != id || uint64(s.SystemID) != c.systemID || int64(s.PackTable) >= int64(len(idx.frames)) {
 		return nil, nil, corrupt(errors.New("it does not fit the object"))
 	}
 	s.ManifestSize = idx.size
 	return s, idx, nil
+}
+
+// summaryLine reads the last line of a manifest, which begins a block and may need
+// several.
+func summaryLine(ctx context.Context, d Driver, idx *objectIndex) ([]byte, error) {
+	missing := &CorruptError{Object: idx.path, Offset: -1, Part: "summary", Reason: "missing"}
+	if len(idx.frames) == 0 || len(idx.frames) != len(idx.blocks) {
+		return nil, missing
+	}
+	at := len(idx.frames) - 1
+	raw, err := idx.readFrame(ctx, d, at, nil)
+	if err != nil {
+		return nil, err
+	}
+	for !bytes.HasPrefix(raw, []byte(`{"format":`)) {
+		if at == 0 || len(raw) > 32<<20 {
+			return nil, missing
+		}
+		at--
+		more, err := idx.readFrame(ctx, d, at, nil)
+		if err != nil {
+			return nil, err
+		}
+		raw = append(more, raw...)
+	}
+	return raw, nil
 }
 
 // OpenManifest opens the manifest of a backup: its summary and its packs. The
@@ -155,6 +166,24 @@ func (m *Manifest) readPacks(ctx context.Context) error {
 func (m *Manifest) Files(ctx context.Context) *FileReader {
 	return &FileReader{m: m, lr: newLineReader(ctx, m.cluster.driver, m.idx, 0, int(m.PackTable))}
 }
+
+// EachFile calls each for every entry of the manifest.
+func (m *Manifest) EachFile(ctx context.Context, each func(*File)) error {
+	files := m.Files(ctx)
+	for {
+		f, err := files.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		each(f)
+	}
+}
+
+// ManifestName is the name of the object that makes a backup exist.
+func (c *Cluster) ManifestName(id string) string { return c.manifestHeader(id).Name }
 
 // FileReader reads the files of a manifest, in order.
 type FileReader struct {

@@ -13,7 +13,7 @@ type manifestWriter struct {
 }
 
 func newManifestWriter(w io.Writer, h header) (*manifestWriter, error) {
-	obj, err := newObjectWriter(w, h)
+	obj, err := newObjectWriter(w, h, nil)
 	return &manifestWriter{obj: obj}, err
 }
 
@@ -47,8 +47,13 @@ func (m *manifestWriter) frame(text []byte) error {
 
 // finish writes the packs, the summary and the index.
 func (m *manifestWriter) finish(packs []Pack, s *Summary) error {
-	var err error
-	if s.PackTable, err = m.section(); err != nil {
+	return m.end(packs, func(table uint32) any { s.PackTable = table; return s })
+}
+
+// end writes the packs, what last returns, told where they begin, and the index.
+func (m *manifestWriter) end(packs []Pack, last func(table uint32) any) error {
+	table, err := m.section()
+	if err != nil {
 		return err
 	}
 	for i := range packs {
@@ -63,7 +68,7 @@ func (m *manifestWriter) finish(packs []Pack, s *Summary) error {
 	if _, err := m.section(); err != nil {
 		return err
 	}
-	b, err := json.Marshal(s)
+	b, err := json.Marshal(last(table))
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -25,12 +26,12 @@ import (
 //	10  1  kind                           +4  4   number of blocks B
 //	11  1  hash algorithm                 +8 12F  stored length, blocks, CRC-32C of the stored bytes
 //	12  4  flags                          .. 20B  length, hash[16]
-//	16  8  system identifier              .. 8    offset of the index frame in the object
-//	24  4  largest length of a block      .. 16   hash of all of the index before this field
-//	28  2  length n of the name           .. 8    "TMKINDEX"
-//	30  2  length e of the key envelope
-//	32  n  the object's name
-//	..  e  the key envelope
+//	16  8  system identifier
+//	24  4  largest length of a block      .. 16   seal, in encrypted objects only
+//	28  2  length n of the name           .. 8    offset of the index frame in the object
+//	30  2  length e of the key envelope   .. 16   hash of all of the index before this field
+//	32  n  the object's name              .. 8    "TMKINDEX"
+//	..  e  the key envelope (seal.go)
 const (
 	headerMagic = 0x184D2A5D
 	indexMagic  = 0x184D2A5E
@@ -134,18 +135,25 @@ type header struct {
 	SystemID uint64
 	MaxBlock uint32
 	Name     string
+	Hash     uint8  // algorithm of the block hashes, hashSHA256 where 0
+	Envelope []byte // of an encrypted object
 }
 
 func (h header) append(b []byte) []byte {
 	b = append(b, objectMagic...)
 	b = binary.LittleEndian.AppendUint16(b, objectVersion)
-	b = append(b, h.Kind, hashSHA256)
-	b = binary.LittleEndian.AppendUint32(b, 0)
+	b = append(b, h.Kind, max(h.Hash, hashSHA256))
+	flags := uint32(0)
+	if len(h.Envelope) > 0 {
+		flags = flagEncrypted
+	}
+	b = binary.LittleEndian.AppendUint32(b, flags)
 	b = binary.LittleEndian.AppendUint64(b, h.SystemID)
 	b = binary.LittleEndian.AppendUint32(b, h.MaxBlock)
 	b = binary.LittleEndian.AppendUint16(b, uint16(len(h.Name)))
-	b = binary.LittleEndian.AppendUint16(b, 0)
-	return append(b, h.Name...)
+	b = binary.LittleEndian.AppendUint16(b, uint16(len(h.Envelope)))
+	b = append(b, h.Name...)
+	return append(b, h.Envelope...)
 }
 
 // parseHeader reads a header block and returns its length.
@@ -156,14 +164,16 @@ func parseHeader(b []byte) (header, int, error) {
 	if v := binary.LittleEndian.Uint16(b[8:]); v != objectVersion {
 		return header{}, 0, fmt.Errorf("object version %d: %w", v, ErrUnknownFormat)
 	}
-	if b[11] != hashSHA256 {
-		return header{}, 0, fmt.Errorf("hash algorithm %d: %w", b[11], ErrUnknownFormat)
+	flags := binary.LittleEndian.Uint32(b[12:])
+	if flags&^flagEncrypted != 0 {
+		return header{}, 0, fmt.Errorf("flags %#x: %w", flags, ErrUnknownFormat)
 	}
-	if f := binary.LittleEndian.Uint32(b[12:]); f != 0 {
-		return header{}, 0, fmt.Errorf("flags %#x: %w", f, ErrUnknownFormat)
+	if b[11] != hashSHA256 && (b[11] != hashHMAC || flags == 0) {
+		return header{}, 0, fmt.Errorf("hash algorithm %d: %w", b[11], ErrUnknownFormat)
 	}
 	h := header{
 		Kind:     b[10],
+		Hash:     b[11],
 		SystemID: binary.LittleEndian.Uint64(b[16:]),
 		MaxBlock: binary.LittleEndian.Uint32(b[24:]),
 	}
@@ -172,7 +182,13 @@ func parseHeader(b []byte) (header, int, error) {
 	if len(b) < headerFixed+n+e {
 		return header{}, 0, errors.New("object header cut short")
 	}
+	if encrypted := flags != 0; encrypted != (e > 0) || encrypted && (e <= envelopeFixed || e > maxEnvelope) {
+		return header{}, 0, fmt.Errorf("a key envelope of %d bytes", e)
+	}
 	h.Name = string(b[headerFixed : headerFixed+n])
+	if e > 0 {
+		h.Envelope = bytes.Clone(b[headerFixed+n : headerFixed+n+e])
+	}
 	if h.MaxBlock == 0 || h.MaxBlock > maxBlockLength {
 		return header{}, 0, fmt.Errorf("block length %d out of bounds", h.MaxBlock)
 	}

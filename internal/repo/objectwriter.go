@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"hash/crc32"
 	"io"
@@ -27,12 +28,24 @@ type objectWriter struct {
 	w      io.Writer
 	off    int64
 	head   header
+	seal   *sealer // nil for an object in the clear
 	frames []frameInfo
 	blocks []blockInfo
 }
 
-func newObjectWriter(w io.Writer, h header) (*objectWriter, error) {
+// newObjectWriter begins an object, encrypted where key is not nil.
+func newObjectWriter(w io.Writer, h header, key *contentKey) (*objectWriter, error) {
 	o := &objectWriter{w: w, head: h}
+	if key != nil {
+		var err error
+		if o.head.Envelope, err = key.envelope(); err != nil {
+			return nil, err
+		}
+		if o.seal, err = newSealer(key, o.head); err != nil {
+			return nil, err
+		}
+	}
+	h = o.head
 	block := h.append(nil)
 	b := binary.LittleEndian.AppendUint32(nil, headerMagic)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(block)))
@@ -45,8 +58,12 @@ func (o *objectWriter) write(b []byte) error {
 	return err
 }
 
-// add appends a frame: the stored bytes and what they hold.
+// add appends a frame: a zstd frame, which is encrypted in place, and what it
+// holds.
 func (o *objectWriter) add(stored []byte, blocks []blockInfo) error {
+	if o.seal != nil {
+		stored = o.seal.seal(len(o.frames), len(blocks), stored)
+	}
 	o.frames = append(o.frames, frameInfo{
 		offset: o.off, stored: uint32(len(stored)), first: uint32(len(o.blocks)), blocks: uint32(len(blocks)),
 		crc: crc32.Checksum(stored, castagnoli),
@@ -69,6 +86,10 @@ func (o *objectWriter) finish() error {
 	for i := range o.blocks {
 		b = binary.LittleEndian.AppendUint32(b, o.blocks[i].length)
 		b = append(b, o.blocks[i].hash[:]...)
+	}
+	if o.seal != nil {
+		seal := o.seal.sealIndex(sha256.Sum256(b[skipHeader:]))
+		b = append(b, seal[:]...)
 	}
 	b = binary.LittleEndian.AppendUint64(b, uint64(o.off))
 	sum := HashBlock(b[skipHeader:])

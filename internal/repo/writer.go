@@ -3,9 +3,10 @@ package repo
 import (
 	"cmp"
 	"context"
-	"encoding/json"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 type WriterOptions struct {
 	Tool      string // program and version
 	BlockSize uint32
+	ID        string // of the backup, for a copy; by default what it is announced as
 	// Parent is the backup to compare with; "" stores every block.
 	Parent     string
 	Level      Level
@@ -25,8 +27,9 @@ type WriterOptions struct {
 }
 
 // BackupWriter writes one backup. Files are opened in path order, filled from
-// several goroutines, and closed; Commit makes the backup exist, Abort removes
-// what there is of it. Memory is bounded by the frames at work.
+// several goroutines, and closed; Commit makes the backup exist, Suspend leaves
+// what is durable for the next one to go on from, Abort removes it. Memory is
+// bounded by the frames at work.
 //
 //	File --> WriteAt (hash, compare, gather) --> frame --> compress --> pack
 //	  \--> Close --> queue, in path order --> manifest, once its frames are placed
@@ -37,7 +40,11 @@ type BackupWriter struct {
 	o       WriterOptions
 	started Started
 	packs   packer
-	parent  *parentReader
+	key     *contentKey
+	hash    func([]byte) Hash
+	parent  *comparison   // nil: nothing to compare with
+	left    []*comparison // what interrupted backups had stored
+	parts   partKeeper
 
 	manifest *manifestWriter
 	upload   *upload
@@ -55,8 +62,9 @@ type BackupWriter struct {
 	totals   Totals
 	done     bool // nothing more may be written
 
-	committed   bool
-	parentFault error
+	committed    bool
+	parentFault  error
+	compareFault error // the compare key could not be kept
 }
 
 // Totals counts what a backup consists of.
@@ -68,6 +76,10 @@ type Totals struct {
 	OldBlocks   int64
 	NewBlocks   int64
 	NewSize     int64
+	// ResumedBlocks are those of the new ones that an interrupted backup had
+	// stored, and ResumedSize the packs that they are in.
+	ResumedBlocks int64
+	ResumedSize   int64
 }
 
 // queueLimit is how many files may wait for a frame that is not full yet.
@@ -78,13 +90,19 @@ const queueLimit = 4096
 func (c *Cluster) NewBackup(ctx context.Context, o WriterOptions) (*BackupWriter, error) {
 	o.FrameBytes = cmp.Or(o.FrameBytes, DefaultFrameBytes)
 	o.PackBytes = cmp.Or(o.PackBytes, DefaultPackBytes)
-	w := &BackupWriter{cluster: c, o: o, tableOf: map[string]int32{}}
+	w := &BackupWriter{cluster: c, o: o, tableOf: map[string]int32{}, hash: HashBlock}
+	if err := w.useKey(ctx); err != nil {
+		return nil, err
+	}
 	if err := w.announce(ctx); err != nil {
 		return nil, err
 	}
-	w.ctx, w.cancel = context.WithCancel(ctx)
+	// What is in flight when the caller gives up is finished, so that the next
+	// backup finds it; but not at any price.
+	w.ctx, w.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() { time.AfterFunc(suspendTime, w.cancel) })
 	w.packs = packer{ctx: w.ctx, cluster: c, id: w.started.ID, level: o.Level, blockSize: o.BlockSize, packBytes: o.PackBytes,
-		newPack: w.newPack, endPack: w.endPack}
+		key: w.key, newPack: w.newPack, endPack: w.endPack, durable: w.packDurable}
 	w.packs.init()
 	if err := w.open(); err != nil {
 		w.Abort()
@@ -93,28 +111,74 @@ func (c *Cluster) NewBackup(ctx context.Context, o WriterOptions) (*BackupWriter
 	return w, nil
 }
 
-func (w *BackupWriter) open() error {
-	if w.o.Parent != "" {
-		p, err := openParent(w.ctx, w.cluster, w.o.Parent)
-		var bad *CorruptError
-		if errors.As(err, &bad) {
-			w.parentFault = err
-			return w.openManifest()
-		}
-		if err != nil {
-			return err
-		}
-		if p.m.BlockSize != w.o.BlockSize {
-			return exit.New(exit.Refused, "take a full backup", "the block size was %d in backup %s and is %d now",
-				p.m.BlockSize, w.o.Parent, w.o.BlockSize)
-		}
-		w.parent = p
+// useKey prepares the encryption of the packs.
+func (w *BackupWriter) useKey(ctx context.Context) error {
+	r := w.cluster.repo
+	if r.ring == nil {
+		return nil
 	}
+	compare, err := r.ensureCompareKey()
+	if compare == nil {
+		return err
+	}
+	w.compareFault = err
+	if w.key, err = r.ring.newKey(ctx, compare); err != nil {
+		return err
+	}
+	w.hash = newBlockHasher(*compare).sum
+	return nil
+}
+
+// encryption describes the packs for the manifest.
+func (w *BackupWriter) encryption() *Encryption {
+	if w.key == nil {
+		return nil
+	}
+	return &Encryption{Scheme: encryptionScheme, Epoch: hex.EncodeToString(w.key.epoch[:]), CompareKey: compareKeyID(w.key.compare)}
+}
+
+func (w *BackupWriter) open() error {
+	var err error
+	if w.left, err = w.openLeft(); err != nil {
+		return err
+	}
+	if w.o.Parent == "" {
+		return w.openManifest()
+	}
+	p, err := openParent(w.ctx, w.cluster, w.o.Parent)
+	var bad *CorruptError
+	if errors.As(err, &bad) {
+		w.parentFault = err
+		return w.openManifest()
+	}
+	if err != nil {
+		return err
+	}
+	m := p.manifest
+	if m.BlockSize != w.o.BlockSize {
+		return exit.New(exit.Refused, "take a full backup", "the block size was %d in backup %s and is %d now",
+			m.BlockSize, w.o.Parent, w.o.BlockSize)
+	}
+	if !w.comparable(m.Encryption) {
+		w.parentFault = fmt.Errorf("backup %s was made with another compare key than the one this account has", w.o.Parent)
+		return w.openManifest()
+	}
+	w.parent = p
 	return w.openManifest()
 }
 
+// comparable tells whether blocks of packs that were encrypted as e says can
+// be recognised.
+func (w *BackupWriter) comparable(e *Encryption) bool {
+	own := w.encryption()
+	if own == nil || e == nil {
+		return own == nil && e == nil
+	}
+	return own.CompareKey == e.CompareKey
+}
+
 func (w *BackupWriter) openManifest() error {
-	h := w.cluster.manifestHeader(w.started.ID)
+	h := w.cluster.manifestHeader(cmp.Or(w.o.ID, w.started.ID))
 	w.upload = startUpload(w.ctx, w.cluster.driver, h.Name)
 	var err error
 	w.manifest, err = newManifestWriter(w.upload, h)
@@ -127,11 +191,13 @@ func (w *BackupWriter) announce(ctx context.Context) error {
 	w.started = newStarted(w.o.Tool, began)
 	for i := range 60 {
 		w.started.ID = began.Add(time.Duration(i) * time.Second).Format("20060102T150405Z")
-		data, err := json.Marshal(&w.started)
-		if err != nil {
-			return err
+		// The identifier of a backup that was deleted may still have packs.
+		if packs, err := w.cluster.listPacks(ctx, w.started.ID); err != nil {
+			return exit.Wrap(err, exit.Failed, "", "cannot read the repository %s", w.cluster.repo.Location())
+		} else if len(packs) > 0 {
+			continue
 		}
-		err = putBytes(ctx, w.cluster.driver, w.cluster.startedName(w.started.ID), append(data, '\n'))
+		err := putNote(ctx, w.cluster.driver, w.cluster.startedName(w.started.ID), &w.started)
 		if err == nil {
 			return nil
 		}
@@ -146,12 +212,22 @@ func (w *BackupWriter) announce(ctx context.Context) error {
 func (w *BackupWriter) ID() string { return w.started.ID }
 
 // ParentFault says why the parent could not be compared with, or not to its
-// end: its manifest is damaged. Blocks are then stored again.
+// end: its manifest is damaged, or the key for it is not here. Blocks are then
+// stored again.
 func (w *BackupWriter) ParentFault() error {
 	if w.parent != nil {
 		return w.parent.fault
 	}
-	return w.parentFault
+	return errors.Join(w.parentFault, w.compareFault)
+}
+
+// Resumes names the interrupted backups whose blocks are used.
+func (w *BackupWriter) Resumes() []string {
+	var ids []string
+	for _, l := range w.left {
+		ids = append(ids, l.id)
+	}
+	return ids
 }
 
 // Totals returns what has been written so far.
@@ -171,6 +247,9 @@ func (w *BackupWriter) newPack(p Pack) int32 {
 func (w *BackupWriter) addPack(p Pack) int32 {
 	n := int32(len(w.table))
 	w.table = append(w.table, p)
+	if strings.HasPrefix(p.Name, w.started.ID+"/") {
+		w.parts.begun++
+	}
 	w.tableOf[p.Name] = n
 	return n
 }
@@ -181,12 +260,16 @@ func (w *BackupWriter) endPack(n int32, p Pack) {
 	w.table[n] = p
 }
 
-// packNumber returns the number of a pack of the parent.
-func (w *BackupWriter) packNumber(p Pack) int32 {
+// packNumber returns the number of a pack that was there before. left says that
+// an interrupted backup stored it.
+func (w *BackupWriter) packNumber(p Pack, left bool) int32 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if n, ok := w.tableOf[p.Name]; ok {
 		return n
+	}
+	if left {
+		w.totals.ResumedSize += p.Size
 	}
 	return w.addPack(p)
 }
@@ -196,12 +279,10 @@ func (w *BackupWriter) packNumber(p Pack) int32 {
 // or a link is closed at once.
 func (w *BackupWriter) File(e blockcopy.Entry) (*FileWriter, error) {
 	f := &FileWriter{w: w, entry: e}
-	if w.parent != nil && e.Type == blockcopy.File {
-		old, err := w.parent.find(e.Path)
-		if err != nil {
+	if e.Type == blockcopy.File {
+		if err := f.findOld(); err != nil {
 			return nil, err
 		}
-		f.old = old
 	}
 	if e.Type != blockcopy.File {
 		f.closed = true
@@ -225,11 +306,12 @@ func (w *BackupWriter) Flush() error {
 	return w.packs.finish()
 }
 
-// Commit makes the backup exist. The caller fills in what it knows; the rest
+// Commit makes the backup exist. After an error the caller says what becomes of
+// the rest: Suspend or Abort. The caller fills in what it knows; the rest
 // of the summary (identifier, type, counts) is Commit's.
 func (w *BackupWriter) Commit(s *Summary) error {
 	if err := w.commit(s); err != nil {
-		return errors.Join(err, w.Abort())
+		return err
 	}
 	w.committed = true
 	w.cancel()
@@ -250,16 +332,20 @@ func (w *BackupWriter) commit(s *Summary) error {
 	}
 	t := w.totals
 	s.Format, s.Version = manifestFormat, manifestVersion
-	s.ID, s.Tool, s.SystemID, s.BlockSize = w.started.ID, w.o.Tool, SystemID(w.cluster.systemID), w.o.BlockSize
+	s.ID, s.Tool, s.SystemID, s.BlockSize = cmp.Or(w.o.ID, w.started.ID), w.o.Tool, SystemID(w.cluster.systemID), w.o.BlockSize
 	s.Type, s.Parent = Full, ""
 	if w.parent != nil {
 		s.Type, s.Parent = Incremental, w.o.Parent
 	}
 	s.Files, s.ClusterSize, s.Blocks = t.Files, t.ClusterSize, t.Blocks
 	s.ZeroBlocks, s.OldBlocks, s.NewBlocks, s.NewSize = t.ZeroBlocks, t.OldBlocks, t.NewBlocks, t.NewSize
-	s.StoredSize, s.PackCount = w.packs.stored, len(w.table)
+	s.StoredSize, s.PackCount, s.ResumedBlocks = w.packs.stored+t.ResumedSize, len(w.table), t.ResumedBlocks
+	s.Encryption = w.encryption()
 	if err := s.Validate(); err != nil {
 		return fmt.Errorf("the backup's own summary is wrong: %w", err)
+	}
+	if err := w.stillThere(); err != nil {
+		return err
 	}
 	if err := w.manifest.finish(w.table, s); err != nil {
 		return err
@@ -269,60 +355,4 @@ func (w *BackupWriter) commit(s *Summary) error {
 	up := w.upload
 	w.upload = nil
 	return up.close()
-}
-
-// Abort gives the backup up and removes what there is of it. It is harmless
-// after Commit, and works when the backup's context was cancelled. No other
-// method may be running.
-func (w *BackupWriter) Abort() error {
-	if w.committed {
-		return nil
-	}
-	w.cancel()
-	w.mu.Lock()
-	w.done = true
-	w.mu.Unlock()
-	w.packs.abort()
-	if w.upload != nil {
-		w.upload.abort()
-		w.upload = nil
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), time.Minute)
-	defer cancel()
-	if err := w.cluster.removeUnfinished(ctx, w.started.ID); !errors.Is(err, ErrLocked) {
-		return err
-	}
-	return nil
-}
-
-// removeUnfinished removes the packs and the announcement of a backup that has
-// no manifest. No manifest can name its packs: only complete backups are
-// compared with. What the store's lock keeps is left, with an ErrLocked.
-func (c *Cluster) removeUnfinished(ctx context.Context, id string) error {
-	obj, err := c.driver.Get(ctx, c.manifestHeader(id).Name, 0, 0)
-	if err == nil {
-		return obj.Close() // complete after all
-	}
-	if !errors.Is(err, ErrNotExist) {
-		return err
-	}
-	var names []string
-	err = c.driver.List(ctx, c.prefix+"packs/"+id+"/", func(i ObjectInfo) error {
-		names = append(names, i.Name)
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	var locked error
-	for _, n := range append(names, c.startedName(id)) {
-		err := c.driver.Delete(ctx, n)
-		switch {
-		case errors.Is(err, ErrLocked):
-			locked = err // stays until a later run
-		case err != nil:
-			return err
-		}
-	}
-	return locked
 }
