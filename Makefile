@@ -8,6 +8,8 @@ COMMANDS := dbbackup dbrecover dbrewind dbrepl dbctl
 MAJORS     ?=
 ALL_MAJORS := 13 14 15 16 17 18
 FUZZTIME   ?= 20s
+SEEDS      ?= 300
+KILLS      ?= 300
 # Packages whose integration tests run servers share the machine: two at a time.
 PARALLEL ?= 2
 
@@ -17,10 +19,10 @@ space := $(empty) $(empty)
 list   = $(subst $(space),$(comma),$(strip $(1)))
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-matrix bench bench-rewind fuzz lint demo fixtures clean postgres stores
+.PHONY: help build test test-matrix test-rewind-long bench bench-rewind bench-backup fuzz lint demo fixtures clean postgres stores
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 build: ## build the five commands into bin/
 	@mkdir -p $(BIN)
@@ -34,6 +36,10 @@ test-matrix: ## run every test, integration tests on all six majors
 	@scripts/postgres.sh $(ALL_MAJORS)
 	TIDEMARK_PG_MAJORS=$(call list,$(ALL_MAJORS)) $(GO) test -p $(PARALLEL) -timeout 60m ./...
 
+test-rewind-long: ## rewind after random work and break rewinds off: SEEDS (300) and KILLS (300) times
+	@scripts/postgres.sh $(or $(MAJORS),15)
+	TIDEMARK_PG_MAJORS=$(or $(call list,$(MAJORS)),15) TIDEMARK_SEEDS=$(SEEDS) TIDEMARK_KILLS=$(KILLS) $(GO) test -run 'TestDifferential|TestCrashMatrix' -v -timeout 6h ./internal/rewind
+
 bench: ## run the benchmarks, with the ratios to PostgreSQL's own tools
 	@scripts/postgres.sh ensure
 	$(GO) test -run '^$$' -bench . -benchmem -p 1 -timeout 30m ./...
@@ -42,6 +48,10 @@ bench: ## run the benchmarks, with the ratios to PostgreSQL's own tools
 bench-rewind: ## dbrewind against pg_rewind on copies of a 3 GB cluster (BENCHFLAGS=-short: a minute)
 	@scripts/postgres.sh ensure
 	$(GO) run ./bench/rewind $(BENCHFLAGS)
+
+bench-backup: ## dbbackup against pgbackrest, pg_basebackup and wal-g on a 3 GB cluster (BENCHFLAGS=-short: a minute)
+	@scripts/postgres.sh ensure
+	$(GO) run ./bench/backup $(BENCHFLAGS)
 
 fuzz: ## run every fuzz target for FUZZTIME each (default 20s)
 	@set -e; for pkg in $$($(GO) list ./...); do \

@@ -18,6 +18,8 @@ type createCmd struct {
 	Label   string        `placeholder:"TEXT" help:"Words to find the backup by."`
 	Full    bool          `help:"Store every block again, and reference none of an earlier backup."`
 	Expires string        `placeholder:"DATE" help:"When the backup may go, whatever the policy says: 2027-12-31, or 90d from now."`
+	Rehash  *int          `name:"rehash-every" placeholder:"DAYS" config:"repository.rehash_every" help:"Read every block after so many days, even where the WAL proves it unchanged; 7 by default, 0: each time."`
+	Rate    cli.ByteSize  `placeholder:"BYTES" help:"Read at most so many bytes per second (such as 50MB); as fast as it goes by default."`
 	Plain   string        `placeholder:"DIR" type:"path" help:"Write a data directory that starts as it is, instead of into the repository."`
 	Timeout time.Duration `placeholder:"TIME" help:"How long to wait for the last WAL to reach the repository; 5m by default."`
 }
@@ -25,7 +27,7 @@ type createCmd struct {
 // Run takes the backup.
 func (c *createCmd) Run(ctx context.Context, e *cli.Env) error {
 	o := backup.Options{Tool: "dbbackup " + cli.Version(), ConnInfo: c.DSN, DataDir: c.PGData, Label: c.Label, Full: c.Full,
-		Jobs: c.Jobs, Timeout: c.Timeout, Progress: e.Progress(), Log: e.Log()}
+		Jobs: c.Jobs, Timeout: c.Timeout, Rehash: c.rehash(), Rate: int64(c.Rate), Progress: e.Progress(), Log: e.Log()}
 	var err error
 	if o.Expires, err = backup.ParseMoment(c.Expires, time.Now()); err != nil {
 		return err
@@ -51,6 +53,17 @@ func (c *createCmd) Run(ctx context.Context, e *cli.Env) error {
 		return err
 	}
 	return damaged(sum.FindingCount)
+}
+
+// rehash is the policy in the library's terms: 0 means its default, below it always.
+func (c *createCmd) rehash() time.Duration {
+	switch {
+	case c.Rehash == nil:
+		return 0
+	case *c.Rehash <= 0:
+		return -1
+	}
+	return time.Duration(*c.Rehash) * 24 * time.Hour
 }
 
 func (c *createCmd) plain(ctx context.Context, e *cli.Env, o backup.Options) error {
@@ -93,7 +106,11 @@ func renderCreated(t *cli.Text, s *repo.Summary) {
 	if s.Type == repo.Incremental {
 		old = cli.Count(s.OldBlocks) + " of " + cli.Count(s.Blocks-s.ZeroBlocks) + " blocks as in " + s.Parent
 	}
-	t.KV("cluster", cli.Bytes(s.ClusterSize)+" in "+cli.Plural(s.Files, "file", "files"), "unchanged", old,
+	read := ""
+	if s.ReadSize < s.ClusterSize {
+		read = cli.Bytes(s.ReadSize) + ", the WAL proves the rest unchanged"
+	}
+	t.KV("cluster", cli.Bytes(s.ClusterSize)+" in "+cli.Plural(s.Files, "file", "files"), "read", read, "unchanged", old,
 		"stored", cli.Bytes(s.StoredSize)+" for "+cli.Bytes(s.NewSize), "took", cli.Duration(s.Took())+" ("+cli.Rate(s.ClusterSize, s.Took())+")",
 		"consistent", s.Start.LSN.String()+" to "+s.Stop.String())
 	renderFindings(t, s.Findings, s.FindingCount)
@@ -122,5 +139,6 @@ func (createCmd) Examples() string {
 	return `dbbackup create --repo /srv/backup -d "host=/run/postgresql"
 dbbackup create --repo /srv/backup --label "before the upgrade"
 dbbackup create --repo /srv/backup -d service=replica  # from a standby
+dbbackup create --repo /srv/backup --rate 50MB         # gently
 dbbackup create --plain /srv/copy -d "port=5433"       # a data directory`
 }

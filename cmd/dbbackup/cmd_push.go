@@ -12,6 +12,7 @@ import (
 type pushCmd struct {
 	cli.ReposFlag
 	PGData string `name:"pgdata" short:"D" placeholder:"DIR" type:"path" help:"Data directory; the current one by default, as the server runs it."`
+	Ahead  *int   `placeholder:"N" help:"Archive up to N of the segments that wait behind it along with it, in parallel; 15 by default, 0: none."`
 	File   string `arg:"" name:"file" help:"The WAL file: %p of archive_command."`
 }
 
@@ -23,8 +24,12 @@ func (c *pushCmd) Run(ctx context.Context, e *cli.Env) error {
 	if err := becomeOwner(c.Repos); err != nil {
 		return err
 	}
+	ahead := backup.DefaultAhead
+	if c.Ahead != nil {
+		ahead = *c.Ahead
+	}
 	results, err := inEach(c.Repos, func(location string) (*backup.PushResult, error) {
-		return backup.Push(ctx, location, c.PGData, c.File)
+		return backup.Push(ctx, backup.PushOptions{Repository: location, DataDir: c.PGData, File: c.File, Ahead: ahead})
 	})
 	if len(results) == 0 || !e.JSON() && !e.Verbose() {
 		return err // the server's log needs no line for each segment
@@ -52,6 +57,9 @@ func renderPushed(t *cli.Text, r *backup.PushResult, several bool) {
 		t.Line("%s archived in %s: %s for %s.", r.File, where, cli.Bytes(r.StoredBytes), cli.Bytes(r.SizeBytes))
 	default:
 		t.Line("%s archived: %s for %s.", r.File, cli.Bytes(r.StoredBytes), cli.Bytes(r.SizeBytes))
+	}
+	if r.Ahead > 0 {
+		t.Line("%s that waited behind it archived as well.", cli.Plural(r.Ahead, "segment", "segments"))
 	}
 }
 

@@ -12,6 +12,7 @@ type commands struct {
 	Create createCmd `cmd:"" help:"Take an online backup, into the repository or a plain directory."`
 	Push   pushCmd   `cmd:"" help:"Archive one WAL file: the server's archive_command."`
 	List   listCmd   `cmd:"" help:"List the backups of a repository."`
+	Log    logCmd    `cmd:"" help:"Show the WAL in the repository by timeline, its gaps, and what they cost."`
 	Show   showCmd   `cmd:"" help:"Say what one backup is, and what it needs."`
 	Verify verifyCmd `cmd:"" help:"Check that the repository holds what it should."`
 	Expire expireCmd `cmd:"" help:"Remove the backups and the WAL that no rule keeps."`

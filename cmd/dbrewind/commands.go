@@ -23,6 +23,7 @@ const description = "Timeline divergence and block-level rewind of PostgreSQL.\n
 type commands struct {
 	DropIn dropInCmd `cmd:"" default:"withargs" hidden:"" help:"Rewind, with pg_rewind's options and exit codes."`
 	Check  checkCmd  `cmd:"" help:"Did it diverge, where, and which transactions would be lost?"`
+	Rescue rescueCmd `cmd:"" help:"Save the rows that a rewind would lose, before it does."`
 	Run    runCmd    `cmd:"" help:"Rewind, or go on with an interrupted rewind."`
 	Undo   undoCmd   `cmd:"" help:"Bring the target back to what it was before a rewind."`
 }
@@ -30,6 +31,7 @@ type commands struct {
 // Examples shows the whole command at work.
 func (commands) Examples() string {
 	return `dbrewind check -D /srv/pg --source-server 'host=db2 user=postgres'    # look first
+dbrewind rescue -D /srv/pg --source-server 'host=db2 user=postgres' --out /srv/lost   # save what would be lost
 dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' -R   # rewind, follow db2
 dbrewind undo -D /srv/pg                                              # as it was before
 dbrewind --target-pgdata=/srv/pg --source-pgdata=/srv/pg-new          # as pg_rewind`

@@ -2,6 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -81,13 +84,28 @@ func TestCommandLineHidesPasswords(t *testing.T) {
 }
 
 // TestOldPrimaryComesBack is the story of the announcement of pg_rewind: a
-// primary and two standbys, one promoted, the old primary stopped, rewound,
-// and followed. Its port and settings stay its own and its first start succeeds.
+// primary and five standbys, one promoted, the old primary stopped, rewound,
+// and followed, as do the other four. Its port and settings stay its own and its
+// first start succeeds; there both went wrong.
 func TestOldPrimaryComesBack(t *testing.T) {
 	old := pgtest.New(t, pgtest.Options{Name: "old", Checksums: true, Config: []string{"wal_keep_size = 128MB"}})
 	old.Exec("CREATE TABLE t (i int); INSERT INTO t VALUES (1), (2), (3)")
 	one := old.Standby(pgtest.StandbyOptions{Name: "one"})
+	others := make([]*pgtest.Node, 4)
+	for i := range others {
+		others[i] = old.Standby(pgtest.StandbyOptions{Name: fmt.Sprintf("standby%d", i+2)})
+		others[i].WaitFor(old)
+	}
 	one.WaitFor(old)
+	port := old.SQL("SHOW port")
+	settings, err := os.ReadFile(filepath.Join(old.Dir, "postgresql.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range others {
+		n.Follow(one)
+	}
+	one.WaitSQL("SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'", "4")
 	one.Promote()
 	old.Exec("INSERT INTO t VALUES (4)")
 	old.Stop()
@@ -109,11 +127,19 @@ func TestOldPrimaryComesBack(t *testing.T) {
 		t.Fatal(err, dry)
 	}
 	t.Log(pgtest.MustRun(t, "dbrewind", "--target-pgdata", old.Dir, "--source-server", one.ConnInfo(), "-R"))
-	old.Start() // with its own port
+	old.Start() // at the first attempt
+	if got := old.SQL("SHOW port"); got != port {
+		t.Errorf("port %s, it was %s", got, port)
+	}
+	if now, err := os.ReadFile(filepath.Join(old.Dir, "postgresql.conf")); err != nil || string(now) != string(settings) {
+		t.Error("its settings are no longer its own", err)
+	}
 	one.Exec("INSERT INTO t VALUES (5)")
-	old.WaitFor(one)
-	if got := old.SQL("SELECT string_agg(i::text, ',' ORDER BY i) FROM t"); got != "1,2,3,5" {
-		t.Error(got)
+	for _, n := range append(others, old) {
+		n.WaitFor(one)
+		if got := n.SQL("SELECT string_agg(i::text, ',' ORDER BY i) FROM t"); got != "1,2,3,5" {
+			t.Errorf("%s has %s", n.Name, got)
+		}
 	}
 	old.Stop()
 	after := pgtest.Run(t, "dbrewind", "check", "-D", old.Dir, "--source-server", one.ConnInfo())

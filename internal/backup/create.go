@@ -38,9 +38,14 @@ type Options struct {
 	// DataDir, where set, is the server's data directory on this machine; it
 	// is proved to be. Where empty it is looked for, and read over SQL else.
 	DataDir string
-	Label   string        // the operator's words
-	Full    bool          // store every block again
-	Expires *time.Time    // when the backup may go, whatever the policy says
+	Label   string     // the operator's words
+	Full    bool       // store every block again
+	Expires *time.Time // when the backup may go, whatever the policy says
+	// Rehash is how long ago every block may have been read at most; blocks
+	// that the WAL proves unchanged are not read meanwhile. DefaultRehash where
+	// 0, negative: every backup reads everything.
+	Rehash  time.Duration
+	Rate    int64         // bytes per second read at most; 0: as fast as it goes
 	Jobs    int           // parallel workers; 0 means as many as processors
 	Timeout time.Duration // for the last WAL to arrive, DefaultTimeout where 0
 
@@ -53,6 +58,7 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	o.Jobs = cmp.Or(o.Jobs, runtime.GOMAXPROCS(0))
 	o.Timeout = cmp.Or(o.Timeout, DefaultTimeout)
+	o.Rehash = cmp.Or(o.Rehash, DefaultRehash)
 	o.Progress = progress.Or(o.Progress)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -114,6 +120,7 @@ type job struct {
 	files   *contents
 	keeper  *walKeeper
 	began   time.Time
+	hashed  time.Time // when every block was read last; zero: by this job
 }
 
 func createOnce(ctx context.Context, s *server, c *repo.Cluster, o Options) (*repo.Summary, error) {
@@ -124,6 +131,9 @@ func createOnce(ctx context.Context, s *server, c *repo.Cluster, o Options) (*re
 	defer j.src.Close()
 	parent, err := j.parent(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := j.skipUnchanged(ctx, parent); err != nil {
 		return nil, err
 	}
 	w, err := c.NewBackup(ctx, repo.WriterOptions{Tool: o.Tool, BlockSize: j.control.BlockSize, Parent: parent})
@@ -302,6 +312,7 @@ func (j *job) summary(stop wal.LSN, control *volume.Control, histories []string)
 		WAL: []repo.WALRange{{Timeline: j.start.Timeline,
 			First: wal.SegmentName(j.start.Timeline, size.Number(j.start.Redo), size),
 			Last:  wal.SegmentName(j.start.Timeline, max(size.NumberBefore(stop), size.Number(j.start.Redo)), size)}},
+		Hashed: j.hashed, ReadSize: j.files.bytes,
 		History: histories, Control: control.Encode(), BackupLabel: string(j.label().Format()), TablespaceMap: string(j.files.tablespaceMap()),
 	}
 }
@@ -311,7 +322,7 @@ func (j *job) copy(ctx context.Context, w *repo.BackupWriter) error {
 	j.Progress.Phase("copying", j.files.bytes, progress.Bytes)
 	p := newPacking(j, w)
 	return j.beside(ctx, func(ctx context.Context) error {
-		err := blockcopy.Fetch(ctx, j.src, j.files.ranges(), blockcopy.FetchOptions{Jobs: j.Jobs, TaskDone: p.taskDone},
+		err := blockcopy.Fetch(ctx, throttle(j.src, j.Rate), j.files.ranges(), blockcopy.FetchOptions{Jobs: j.Jobs, TaskDone: p.taskDone},
 			func(piece blockcopy.Range, data []byte, gone bool) error { return p.deliver(ctx, piece, data, gone) })
 		if err != nil {
 			return err
@@ -340,7 +351,7 @@ type packing struct {
 	j       *job
 	w       *repo.BackupWriter
 	entries []blockcopy.Entry
-	index   map[string]int // of files that hold bytes
+	index   map[string]int // of files that are read
 
 	mu     sync.Mutex
 	opened int
@@ -360,7 +371,7 @@ type openFile struct {
 func newPacking(j *job, w *repo.BackupWriter) *packing {
 	p := &packing{j: j, w: w, entries: j.files.entries, index: make(map[string]int, len(j.files.entries)), open: map[int]*openFile{}}
 	for i, e := range p.entries {
-		if e.Type == blockcopy.File && e.Size > 0 {
+		if j.files.toRead(i) > 0 {
 			p.index[e.Path] = i
 		}
 	}
@@ -385,8 +396,15 @@ func (p *packing) openUpTo(n int) error {
 		if e.Type != blockcopy.File || e.Size == 0 {
 			continue
 		}
+		end, done, err := p.j.files.takeOver(p.opened, f, int64(p.j.control.BlockSize))
+		if err != nil {
+			return err
+		}
+		if done {
+			continue
+		}
 		_, rel := volume.ParseRelPath(e.Path)
-		p.open[p.opened] = &openFile{w: f, rel: rel, pending: e.Size, cut: -1}
+		p.open[p.opened] = &openFile{w: f, rel: rel, pending: p.j.files.toRead(p.opened), size: end, cut: -1}
 	}
 	return nil
 }

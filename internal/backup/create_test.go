@@ -37,6 +37,7 @@ type created struct {
 	Took         float64 `json:"took_seconds"`
 	OldBlocks    int64   `json:"old_blocks"`
 	NewBlocks    int64   `json:"new_blocks"`
+	Read         int64   `json:"read_bytes"`
 	StoredBytes  int64   `json:"stored_bytes"`
 	FindingCount int64   `json:"finding_count"`
 	Findings     []repo.Finding

@@ -15,7 +15,8 @@ import (
 // contents is what of a data directory belongs in a copy, in path order.
 type contents struct {
 	entries     []blockcopy.Entry
-	bytes       int64
+	bytes       int64       // to be read
+	parts       []fileParts // of each entry; nil: every file is read whole
 	tablespaces []repo.Tablespace
 }
 
@@ -72,17 +73,6 @@ func (c *contents) tablespace(e blockcopy.Entry) error {
 	}
 	c.tablespaces = append(c.tablespaces, repo.Tablespace{OID: uint32(oid), Path: e.LinkTarget})
 	return nil
-}
-
-// ranges returns what is to be read: every file, whole.
-func (c *contents) ranges() []blockcopy.Range {
-	var out []blockcopy.Range
-	for _, e := range c.entries {
-		if e.Type == blockcopy.File && e.Size > 0 {
-			out = append(out, blockcopy.Range{Path: e.Path, Length: e.Size})
-		}
-	}
-	return out
 }
 
 // tablespaceMap formats the tablespaces for a restore.

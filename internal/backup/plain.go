@@ -90,7 +90,7 @@ func plainOnce(ctx context.Context, s *server, dir string, o Options) (*PlainRes
 	}
 	plan := p.plan(dir)
 	// Only a source that hands its pages past the checker is read.
-	_, err = blockcopy.Run(ctx, blockcopy.Options{Target: dir, Source: &checkedSource{p.src, p.pages}, Plan: plan, Jobs: o.Jobs,
+	_, err = blockcopy.Run(ctx, blockcopy.Options{Target: dir, Source: &checkedSource{throttle(p.src, o.Rate), p.pages}, Plan: plan, Jobs: o.Jobs,
 		Finish: p.finish, Progress: o.Progress, Log: o.Log})
 	if err != nil {
 		return nil, p.incomplete(err)

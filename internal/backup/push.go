@@ -1,11 +1,14 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
 
 	"tidemark/internal/exit"
 	"tidemark/internal/repo"
@@ -20,6 +23,7 @@ type PushResult struct {
 	StoredBytes int64  `json:"stored_bytes"`      // of the object; 0 where it existed
 	Repository  string `json:"repository"`        // where it is
 	SystemID    string `json:"system_identifier"` // of the cluster
+	Ahead       int    `json:"ahead"`             // waiting segments that were archived along with it
 
 	Others []PushCopy `json:"others,omitempty"` // the same in the other repositories, where there are several
 }
@@ -31,13 +35,18 @@ type PushCopy struct {
 	Repository  string `json:"repository"`   // where it is
 }
 
-// Push archives one WAL file, as archive_command does: path is relative to the
-// data directory, which is the current directory or dataDir. It returns when
-// the file is durable in the repository.
-func Push(ctx context.Context, location, dataDir, path string) (*PushResult, error) {
-	if dataDir == "" {
-		dataDir = "."
-	}
+// PushOptions say what is archived, and where.
+type PushOptions struct {
+	Repository string // its location
+	DataDir    string // the server's; the current directory where empty
+	File       string // relative to DataDir
+	Ahead      int    // waiting segments to take along at most; see DefaultAhead
+}
+
+// Push archives one WAL file, as archive_command does. It returns when the
+// file is durable in the repository.
+func Push(ctx context.Context, o PushOptions) (*PushResult, error) {
+	dataDir, path := cmp.Or(o.DataDir, "."), o.File
 	control, err := volume.ReadControl(dataDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, exit.Wrap(err, exit.Failed, "the server runs archive_command in its data directory; by hand, change there first or name it with -D",
@@ -65,16 +74,37 @@ func Push(ctx context.Context, location, dataDir, path string) (*PushResult, err
 	if !st.Mode().IsRegular() {
 		return nil, exit.New(exit.Refused, `archive_command = 'dbbackup push --repo DIR %p'`, "%s is not a file", path)
 	}
-	r, err := repo.Open(ctx, location)
+	r, err := repo.Open(ctx, o.Repository)
 	if err != nil {
 		return nil, err
 	}
-	name := filepath.Base(path)
-	push, err := r.Cluster(control.SystemIdentifier).PushWAL(ctx, name, f, st.Size())
-	if err != nil {
-		return nil, err
-	}
+	res := &PushResult{File: filepath.Base(path), SizeBytes: st.Size(), Repository: r.Location()}
 	id, err := repo.SystemID(control.SystemIdentifier).MarshalText()
-	return &PushResult{File: name, Existed: push.Existed, SizeBytes: push.Size, StoredBytes: push.Stored,
-		Repository: r.Location(), SystemID: string(id)}, err
+	if err != nil {
+		return nil, err
+	}
+	res.SystemID = string(id)
+	return res, res.push(ctx, r.Cluster(control.SystemIdentifier), f, filepath.Dir(file), o.Ahead)
+}
+
+// push archives the file and, unless it was archived before, those that wait
+// behind it.
+func (res *PushResult) push(ctx context.Context, c *repo.Cluster, f *os.File, walDir string, ahead int) error {
+	var g errgroup.Group
+	if names := waiting(walDir, res.File, ahead); len(names) > 0 {
+		has, err := c.HasWAL(ctx, res.File)
+		if err != nil {
+			return err
+		}
+		if !has {
+			g.Go(func() error {
+				res.Ahead = pushAhead(ctx, c, walDir, names)
+				return nil
+			})
+		}
+	}
+	push, err := c.PushWAL(ctx, res.File, f, res.SizeBytes)
+	res.Existed, res.StoredBytes = push.Existed, push.Stored
+	g.Wait()
+	return err
 }

@@ -26,6 +26,8 @@ type Result struct {
 	ZeroBlocks   int64           `json:"zero_blocks"`        // of which all zero
 	OldBlocks    int64           `json:"old_blocks"`         // of which in an earlier backup
 	NewBlocks    int64           `json:"new_blocks"`         // of which stored by this one
+	ReadBytes    int64           `json:"read_bytes"`         // of those files; the WAL proves the rest unchanged
+	Hashed       time.Time       `json:"hashed"`             // when every block was read last
 	StoredBytes  int64           `json:"stored_bytes"`       // in the repository, by this backup, without WAL
 	WAL          []repo.WALRange `json:"wal"`                // segments that a restore needs at least
 	FindingCount int64           `json:"finding_count"`      // blocks whose checksum was wrong
@@ -34,10 +36,14 @@ type Result struct {
 
 // NewResult describes a backup.
 func NewResult(r *repo.Repository, s *repo.Summary) *Result {
-	return &Result{Repository: r.Location(), ID: s.ID, Label: s.Label, Type: s.Type, Parent: s.Parent, SystemID: s.SystemID,
+	res := &Result{Repository: r.Location(), ID: s.ID, Label: s.Label, Type: s.Type, Parent: s.Parent, SystemID: s.SystemID,
 		Server: s.Source.Server, Source: s.Source, Start: s.Start, Stop: s.Stop, Began: s.Began, Took: s.Took().Seconds(), Files: s.Files,
 		ClusterBytes: s.ClusterSize, Blocks: s.Blocks, ZeroBlocks: s.ZeroBlocks, OldBlocks: s.OldBlocks, NewBlocks: s.NewBlocks,
-		StoredBytes: s.StoredSize + s.ManifestSize, WAL: s.WAL, FindingCount: s.FindingCount, Findings: s.Findings}
+		StoredBytes: s.StoredSize + s.ManifestSize, WAL: s.WAL, FindingCount: s.FindingCount, Findings: s.Findings, ReadBytes: s.ReadSize, Hashed: s.Hashed}
+	if s.Hashed.IsZero() {
+		res.Hashed = s.Began
+	}
+	return res
 }
 
 // InitResult is what init did.

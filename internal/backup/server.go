@@ -33,6 +33,7 @@ type server struct {
 	systemID   uint64
 	inRecovery bool
 	dataDir    string // "" where the role may not know it
+	localDir   string // where its files are read here; "" where they are not
 	started    time.Time
 	archiveTo  string // archive_command, "" where archiving is off
 
@@ -292,6 +293,7 @@ func (s *server) openSource(ctx context.Context, dir string, remote bool, start 
 	if dir != "" {
 		err := s.proveLocal(dir, start)
 		if err == nil {
+			s.localDir = dir
 			return blockcopy.NewDirSource(dir, false), "files", nil
 		}
 		if named {

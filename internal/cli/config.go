@@ -35,6 +35,7 @@ import (
 //
 //	[repository]
 //	path = "/srv/backup"                    # or paths = [...], where there are several
+//	rehash_every = 7                        # days after which a backup reads every block
 //	identity = "/etc/tidemark/key.txt"      # where an encrypted one is read
 //
 //	[retention]                             # for dbbackup expire
@@ -77,9 +78,10 @@ type NodeConfig struct {
 // RepositoryConfig is the section [repository]. Once it is read, Path is the
 // first of Paths, whichever of the two the file has.
 type RepositoryConfig struct {
-	Path     string   `toml:"path" json:"path,omitempty"`
-	Paths    []string `toml:"paths" json:"paths,omitempty"`
-	Identity string   `toml:"identity" json:"identity,omitempty"`
+	Path        string   `toml:"path" json:"path,omitempty"`
+	Paths       []string `toml:"paths" json:"paths,omitempty"`
+	Identity    string   `toml:"identity" json:"identity,omitempty"`
+	RehashEvery int      `toml:"rehash_every" json:"rehash_every,omitempty"` // days
 }
 
 // RetentionConfig is the section [retention].

@@ -73,7 +73,7 @@ func (c *Cluster) copyObject(ctx context.Context, from *Cluster, h header) error
 			buf := getBuffer(int(f.stored))
 			got, _, err := getBytes(ctx, from.driver, h.Name, f.offset, int64(f.stored), int64(f.stored), *buf)
 			if err == nil {
-				err = idx.checkStored(i, got)
+				err = idx.checkBytes(i, got)
 			}
 			if err == nil {
 				_, err = w.Write(got)

@@ -14,6 +14,7 @@ type FileWriter struct {
 	w     *BackupWriter
 	entry blockcopy.Entry
 	olds  []oldFile // what earlier backups have of it
+	kept  *File     // the entry, where it is the parent's (see Keep)
 
 	mu     sync.Mutex
 	parts  []part
@@ -203,6 +204,9 @@ func (f *FileWriter) placed() bool {
 
 // entryOf makes the manifest's entry of a closed file and counts its blocks.
 func (f *FileWriter) entryOf(t *Totals) *File {
+	if f.kept != nil {
+		return f.countKept(t)
+	}
 	file := &File{Entry: f.entry}
 	if f.entry.Type != blockcopy.File {
 		return file

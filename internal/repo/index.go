@@ -197,7 +197,7 @@ func (x *objectIndex) readFrame(ctx context.Context, d Driver, i int, buf []byte
 // compared with its hash: what comes out is what went in.
 // The stored bytes are overwritten.
 func (x *objectIndex) decodeFrame(i int, stored, buf []byte) ([]byte, error) {
-	if err := x.checkStored(i, stored); err != nil {
+	if err := x.checkBytes(i, stored); err != nil {
 		return nil, err
 	}
 	f := x.frames[i]
@@ -247,11 +247,11 @@ func (x *objectIndex) checkFrame(ctx context.Context, d Driver, i int) error {
 	if err != nil {
 		return err
 	}
-	return x.checkStored(i, got)
+	return x.checkBytes(i, got)
 }
 
-// checkStored checks the stored bytes of frame i, which needs no key.
-func (x *objectIndex) checkStored(i int, stored []byte) error {
+// checkBytes checks the stored bytes of frame i, which needs no key.
+func (x *objectIndex) checkBytes(i int, stored []byte) error {
 	f, reason := x.frames[i], ""
 	switch {
 	case len(stored) != int(f.stored):

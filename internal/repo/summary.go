@@ -61,9 +61,13 @@ type Summary struct {
 	NewBlocks   int64 `json:"new_blocks"` // stored by this backup
 	// ResumedBlocks are those of the new ones that an interrupted backup had stored.
 	ResumedBlocks int64 `json:"resumed_blocks,omitempty"`
-	NewSize       int64 `json:"new_size"`    // of the new blocks before compression
-	StoredSize    int64 `json:"stored_size"` // of this backup's packs
-	PackCount     int   `json:"packs"`       // that the manifest names
+	NewSize       int64 `json:"new_size"`            // of the new blocks before compression
+	ReadSize      int64 `json:"read_size,omitempty"` // of what was read from the source
+	// Hashed is when every block was read and hashed last: later backups took
+	// blocks over unread that the WAL proves unchanged. Zero: by this backup.
+	Hashed     time.Time `json:"hashed,omitzero"`
+	StoredSize int64     `json:"stored_size"` // of this backup's packs
+	PackCount  int       `json:"packs"`       // that the manifest names
 
 	// Findings are the blocks whose checksum was wrong when they were read,
 	// at most MaxFindings of them; FindingCount is their true number.

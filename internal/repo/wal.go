@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -162,8 +163,10 @@ func writeWAL(ctx context.Context, obj *objectWriter, content io.ReaderAt, size 
 	return g.Wait()
 }
 
-// compareWAL compares a file with what the archive holds, reading all of it:
-// the server deletes its copy when this succeeds.
+// compareWAL compares a file with what the archive holds: the server deletes
+// its copy when this succeeds. The blocks of the file are compared by their
+// hashes, and what is stored by its checksums, so that nothing is decompressed
+// but a block that differs.
 func (c *Cluster) compareWAL(ctx context.Context, h header, name string, content io.ReaderAt, size int64) error {
 	idx, err := c.readIndex(ctx, h)
 	if err != nil {
@@ -172,54 +175,57 @@ func (c *Cluster) compareWAL(ctx context.Context, h header, name string, content
 	if idx.raw != size {
 		return conflict(&WALConflictError{Name: name, Offset: -1})
 	}
-	if idx.encrypted() {
-		return compareHashes(ctx, c.driver, idx, name, content)
+	if len(idx.frames) != len(idx.blocks) {
+		return &CorruptError{Object: idx.path, Offset: -1, Part: "index", Reason: "its blocks are not those of a WAL file"}
 	}
-	off := int64(0)
-	ours := make([]byte, walBlock)
-	return idx.checkAll(ctx, c.driver, func(raw []byte) error {
-		b := ours[:len(raw)]
-		if _, err := content.ReadAt(b, off); err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if !bytes.Equal(b, raw) {
-			return conflict(&WALConflictError{Name: name, Offset: off + firstDifference(b, raw)})
-		}
-		off += int64(len(raw))
-		return nil
-	})
-}
-
-// compareHashes compares a file with an encrypted one, which takes no key: the
-// stored bytes are whole, and they are of blocks with these hashes.
-func compareHashes(ctx context.Context, d Driver, idx *objectIndex, name string, content io.ReaderAt) error {
-	off := int64(0)
-	ours := make([]byte, maxBlockLength)
-	for i, f := range idx.frames {
-		if err := idx.checkFrame(ctx, d, i); err != nil {
-			return err
-		}
-		for _, b := range idx.blocks[f.first : f.first+f.blocks] {
-			part := ours[:b.length]
-			if _, err := content.ReadAt(part, off); err != nil && !errors.Is(err, io.EOF) {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	g.Go(func() error { return idx.checkStored(gctx, c.driver) })
+	differs := make([]bool, len(idx.blocks))
+	offsets := make([]int64, len(idx.blocks))
+	for i, off := 0, int64(0); i < len(idx.blocks); i++ {
+		b := idx.blocks[i]
+		at := off
+		off += int64(b.length)
+		offsets[i] = at
+		g.Go(func() error {
+			ours := getBuffer(int(b.length))
+			defer putBuffer(ours)
+			if _, err := content.ReadAt(*ours, at); err != nil && !errors.Is(err, io.EOF) {
 				return err
 			}
-			if HashBlock(part) != b.hash {
-				return conflict(&WALConflictError{Name: name, Offset: off})
-			}
-			off += int64(b.length)
-		}
+			differs[i] = HashBlock(*ours) != b.hash
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if i := slices.Index(differs, true); i >= 0 {
+		return c.conflictIn(ctx, idx, i, name, content, offsets[i])
 	}
 	return nil
 }
 
-func firstDifference(a, b []byte) int64 {
-	for i := range a {
-		if a[i] != b[i] {
-			return int64(i)
+// conflictIn finds the first byte that differs in a block whose hash does.
+func (c *Cluster) conflictIn(ctx context.Context, idx *objectIndex, frame int, name string, content io.ReaderAt, at int64) error {
+	if idx.encrypted() && !c.repo.Unlocked() {
+		return conflict(&WALConflictError{Name: name, Offset: at})
+	}
+	stored, err := idx.readFrame(ctx, c.driver, frame, nil)
+	if err != nil {
+		return err
+	}
+	ours := make([]byte, len(stored))
+	if _, err := content.ReadAt(ours, at); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	for i := range stored {
+		if ours[i] != stored[i] {
+			return conflict(&WALConflictError{Name: name, Offset: at + int64(i)})
 		}
 	}
-	return int64(len(a))
+	return fmt.Errorf("%s changed while it was compared", name)
 }
 
 func conflict(err *WALConflictError) error {

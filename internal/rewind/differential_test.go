@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -389,10 +387,12 @@ func (tr *trial) peer(dir string) {
 		tr.new.Stop()
 		args = append(args, "--source-pgdata", tr.new.Dir)
 	} else {
+		// The source's control file must tell the new timeline.
+		tr.new.Exec("CHECKPOINT")
 		if tr.source != tr.new {
 			tr.source.WaitFor(tr.new)
+			tr.source.Exec("CHECKPOINT")
 		}
-		tr.source.Exec("CHECKPOINT") // its control file must tell the new timeline
 		args = append(args, "--source-server", tr.source.ConnInfo())
 	}
 	out, err := exec.Command(pgRewind(tr.old), args...).CombinedOutput()
@@ -530,6 +530,3 @@ func contents(t testing.TB, n *pgtest.Node) map[string]string {
 	}
 	return all
 }
-
-var _ = maps.Equal[map[string]string, map[string]string]
-var _ fs.FS

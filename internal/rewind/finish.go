@@ -37,11 +37,11 @@ func (j *job) finish(ctx context.Context, m meta, plan *blockcopy.Plan) (blockco
 	if err != nil {
 		return f, err
 	}
-	history, err := readHistory(tli, "the source", j.source.read(ctx))
+	history, err := readHistory(j.source.heading(ctx, sc, tli), "the source", j.source.read(ctx))
 	if err != nil {
 		return f, err
 	}
-	if !m.onCommonHistory(history) || !history.Contains(m.SourceTLI, min(m.SourceEnd, end)) {
+	if !m.onCommonHistory(history) || !m.stillOn(history, end) {
 		return f, exit.New(exit.Refused, "the source is no longer on the history that was copied from; rewind to a server that is",
 			"the source went over to another history while it was copied (timeline %d)", tli)
 	}
@@ -66,6 +66,14 @@ func (m meta) onCommonHistory(h *timeline.History) bool {
 		return h.Contains(m.Divergence.Start.Timeline, m.Divergence.Start.Redo)
 	}
 	return h.Contains(m.Divergence.Fork.Timeline, m.Divergence.Fork.LSN)
+}
+
+// stillOn tells whether a history goes on from what the plan was made of. A
+// standby's files may be as of before the switch to its timeline.
+func (m meta) stillOn(h *timeline.History, end wal.LSN) bool {
+	span, ok := h.SpanOf(m.SourceTLI)
+	at := min(m.SourceEnd, end)
+	return ok && (at < span.Begin || h.Contains(m.SourceTLI, at))
 }
 
 // newControl is the source's pg_control, as of a server that recovers and is

@@ -210,7 +210,7 @@ func (j *job) sourceTimeline(ctx context.Context) timeline.ID {
 	if _, now, err := j.source.position(ctx, j.sc); err == nil {
 		tli = max(tli, now)
 	}
-	return tli
+	return j.source.heading(ctx, j.sc, tli)
 }
 
 // walOptions are the options with which all of the target's WAL is read.

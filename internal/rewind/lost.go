@@ -100,7 +100,7 @@ type ended struct {
 	work    *txn
 }
 
-// history is what the target's WAL says of transactions.
+// lostWork is what the target's WAL says of transactions.
 type lostWork struct {
 	committed []*ended          // after the fork, in the order of their commits
 	prepared  map[uint32]*ended // prepared, and neither committed nor aborted

@@ -98,7 +98,7 @@ func (j *job) sourceNames(ctx context.Context) func(wal.RelFile) *catalog.Relati
 	var c *catalog.Catalog
 	opened := false
 	return func(f wal.RelFile) *catalog.Relation {
-		if !opened {
+		if !opened && j.source.dir != "" {
 			opened = true
 			var err error
 			if c, err = catalog.Open(j.source.dir, catalog.Options{}); err != nil {

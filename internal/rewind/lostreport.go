@@ -84,7 +84,7 @@ func (n *names) files(e *ended, l *LostTransaction) {
 			if n.now(f.Database, r.OID) != nil {
 				l.Created = append(l.Created, r.String())
 			}
-		} else if slices.ContainsFunc(e.work.files, func(c rowCounts) bool { return c.file == f }) {
+		} else if e.work.touched(f) {
 			l.Rewritten = append(l.Rewritten, r.String())
 		} else {
 			l.Truncated = append(l.Truncated, r.String())
@@ -105,6 +105,22 @@ func (n *names) files(e *ended, l *LostTransaction) {
 		slices.Sort(*list)
 		*list = slices.Compact(*list)
 	}
+}
+
+// touched tells whether a transaction wrote to a file.
+func (t *txn) touched(f wal.RelFile) bool {
+	return slices.ContainsFunc(t.files, func(c rowCounts) bool { return c.file == f })
+}
+
+// rewrote lists the files into which a transaction wrote a table anew.
+func (n *names) rewrote(e *ended) []wal.RelFile {
+	var out []wal.RelFile
+	for _, f := range e.work.created {
+		if r := n.of(f); r != nil && hasRows(r) && e.work.touched(f) && n.replaced(e, r) != (wal.RelFile{}) {
+			out = append(out, f)
+		}
+	}
+	return out
 }
 
 // replaced is the file that the transaction removed when it gave the relation

@@ -197,3 +197,32 @@ func TestRepositoryRefusals(t *testing.T) {
 	o.SourceTimeline = 2
 	refused(t, o, exit.Refused, filepath.Base(gone)[:24])
 }
+
+// TestRepositoryFileCopy: replay from a backup before the fork would make a
+// database by copying a template whose blocks the target kept, as they became
+// later. It is refused at the end of the run, and the run is undone.
+func TestRepositoryFileCopy(t *testing.T) {
+	p := newRepoPair(t, pgtest.Options{})
+	p.old.Exec("CREATE DATABASE template")
+	p.old.ExecIn("template", "CREATE TABLE x AS SELECT g AS i, 'before' AS v FROM generate_series(1, 1000) g")
+	p.backup(p.old)
+	strategy := ""
+	if p.old.Major >= 15 {
+		strategy = " STRATEGY file_copy"
+	}
+	p.old.Exec("CREATE DATABASE copied TEMPLATE template" + strategy)
+	p.old.ExecIn("template", "UPDATE x SET v = 'after'")
+	p.old.Exec("CHECKPOINT")
+	p.new.WaitFor(p.old)
+	p.diverge()
+	p.end()
+	before := tree(t, p.old.Dir)
+	if _, err := Run(t.Context(), p.options()); exit.CodeOf(err) != exit.Refused || !strings.Contains(err.Error(), "by copying the files") {
+		t.Fatal(exit.CodeOf(err), err)
+	}
+	p.refusesToStart()
+	if _, err := Undo(t.Context(), UndoOptions{Target: p.old.Dir}); err != nil {
+		t.Fatal(err)
+	}
+	sameTree(t, before, p.old.Dir)
+}

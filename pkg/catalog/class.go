@@ -2,6 +2,8 @@ package catalog
 
 import (
 	"encoding/binary"
+	"strconv"
+	"strings"
 
 	"tidemark/pkg/volume"
 	"tidemark/pkg/wal"
@@ -119,7 +121,7 @@ func (r *classReader) row(t tuple) {
 	live := r.c.live(t)
 	if file.Relation != 0 {
 		rel.File = file
-		if known := r.out.files[file]; known == nil || live {
+		if known := r.out.files[file]; known == nil || live || transient(known) != 0 {
 			r.out.files[file] = rel
 		}
 		if rel.System() {
@@ -133,6 +135,18 @@ func (r *classReader) row(t tuple) {
 		r.pgSchema = rel
 	}
 	r.schemas = append(r.schemas, schemaOf{rel, u32(classNamespace)})
+}
+
+// transient returns the OID of the table for which the server made rel while it
+// rewrote it: at the end the two change files, so that what was the table's file
+// goes with the name pg_temp_<OID>. It is 0 for all others.
+func transient(rel *Relation) uint32 {
+	number, ok := strings.CutPrefix(rel.Name, "pg_temp_")
+	oid, err := strconv.ParseUint(number, 10, 32)
+	if !ok || err != nil {
+		return 0
+	}
+	return uint32(oid)
 }
 
 // named gives the relations their schemas' names.
@@ -155,6 +169,13 @@ func (r *classReader) named() *database {
 	}
 	for _, s := range r.schemas {
 		s.rel.Schema = names[s.oid]
+	}
+	for file, rel := range r.out.files {
+		if owner := r.out.live[transient(rel)]; owner != nil && r.out.live[rel.OID] != rel {
+			of := *owner
+			of.File = file
+			r.out.files[file] = &of
+		}
 	}
 	return r.out
 }
