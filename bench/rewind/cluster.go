@@ -15,14 +15,17 @@ import (
 	"tidemark/bench/scratch"
 )
 
+// commonTx are the transactions before the fork that both sides have.
+const commonTx = 20000
+
 const (
 	portOld  = 54301
 	portNew  = 54302
 	portWork = 54303
 )
 
-// The seed is filled without WAL, so that a pg_wal holds what the divergence
-// wrote and little else.
+// The seed is filled without WAL. What pg_wal holds is then what the last
+// common transactions and the divergence wrote, as in a cluster of some age.
 const seedConfig = `
 wal_level = minimal
 max_wal_senders = 0
@@ -35,13 +38,15 @@ const divergeConfig = `
 wal_level = replica
 max_wal_senders = 10
 hot_standby = on
-wal_keep_size = 100GB
+max_wal_size = 1GB
+wal_keep_size = 4GB
 `
 
 type bench struct {
 	settings
 	place    *scratch.Server
 	dbrewind string
+	self     string // this program, where the servers' user can run it
 }
 
 func newBench(ctx context.Context, s settings) (*bench, error) {
@@ -58,6 +63,12 @@ func newBench(ctx context.Context, s settings) (*bench, error) {
 	build := exec.CommandContext(ctx, "go", "build", "-o", b.dbrewind, "./cmd/dbrewind")
 	if out, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("building dbrewind: %w\n%s", err, out)
+	}
+	if b.cpuprofile != "" {
+		b.self = filepath.Join(place.Dir, "bench")
+		if out, err := exec.CommandContext(ctx, "go", "build", "-o", b.self, "./bench/rewind").CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("building the benchmark: %w\n%s", err, out)
+		}
 	}
 	return b, b.seed()
 }
@@ -140,7 +151,12 @@ func (b *bench) part(ctx context.Context, old, source *scratch.Server, sc scenar
 		}
 		defer func() { err = errors.Join(err, s.Stop("fast")) }()
 	}
-	if err := b.transactions(old, 1000); err != nil {
+	if err := b.transactions(old, commonTx); err != nil {
+		return err
+	}
+	// The first look sets hint bits, which is WAL: before the fork, and at the
+	// end not while others measure.
+	if _, err := old.Text(ctx, sums); err != nil {
 		return err
 	}
 	if err := old.Exec(ctx, "CHECKPOINT"); err != nil {
@@ -156,6 +172,9 @@ func (b *bench) part(ctx context.Context, old, source *scratch.Server, sc scenar
 		return err
 	}
 	if err := b.transactions(source, sc.newTx); err != nil {
+		return err
+	}
+	if _, err := source.Text(ctx, sums); err != nil {
 		return err
 	}
 	return source.Exec(ctx, "CHECKPOINT")

@@ -34,7 +34,8 @@ type settings struct {
 	rounds       int
 	only         string
 	flags        string
-	profile      string
+	strace       string
+	cpuprofile   string
 }
 
 // scenario is one divergence and what is wanted of the rewind.
@@ -54,16 +55,23 @@ const (
 
 func main() {
 	log.SetFlags(0)
+	if len(os.Args) > 1 && os.Args[1] == "profiled" {
+		if err := profiled(os.Args[2:]); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	var s settings
 	flag.StringVar(&s.dir, "dir", filepath.Join(os.TempDir(), "tidemark-bench-rewind"), "where the clusters are kept; the servers' user must get there")
 	flag.IntVar(&s.major, "major", 15, "major version; pg_rewind and pgbench must lie beside the server")
 	flag.IntVar(&s.scale, "scale", 200, "pgbench's scale")
-	flag.IntVar(&s.small, "small", 5000, "transactions of the small divergence, on each side")
+	flag.IntVar(&s.small, "small", 5000, "transactions of the small divergence on the old primary; a fifth on the new one")
 	flag.IntVar(&s.large, "large", 300000, "transactions of the large divergence on the old primary; a tenth on the new one")
 	flag.IntVar(&s.rounds, "rounds", 3, "how often each contender runs")
 	flag.StringVar(&s.only, "only", "", "one scenario: small or large")
 	flag.StringVar(&s.flags, "flags", "", "further flags for dbrewind")
-	flag.StringVar(&s.profile, "strace", "", "count dbrewind's system calls into files of this prefix (spoils the times)")
+	flag.StringVar(&s.cpuprofile, "cpuprofile", "", "run dbrewind in this program and write CPU profiles into files of this prefix")
+	flag.StringVar(&s.strace, "strace", "", "count dbrewind's system calls into files of this prefix (spoils the times)")
 	short := flag.Bool("short", false, "a short form: scale 10, 1000 and 20000 transactions, one round")
 	flag.Parse()
 	if *short {
@@ -82,7 +90,7 @@ func run(ctx context.Context, s settings) error {
 		return err
 	}
 	for _, sc := range []scenario{
-		{name: "small", oldTx: s.small, newTx: s.small, wanted: 1.0 / 3},
+		{name: "small", oldTx: s.small, newTx: s.small / 5, wanted: 1.0 / 3},
 		{name: "large", oldTx: s.large, newTx: s.large / 10, wanted: 1.0 / 2},
 	} {
 		if s.only != "" && s.only != sc.name {

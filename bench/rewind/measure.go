@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -31,6 +32,9 @@ type contender struct {
 func (b *bench) contenders() []*contender {
 	ours := func(more ...string) func(target, conninfo string) []string {
 		return func(target, conninfo string) []string {
+			if b.cpuprofile != "" {
+				return append([]string{b.self, "profiled"}, append(more, b.cpuprofile+"dbrewind"+strings.Join(more, ""), target, conninfo)...)
+			}
 			args := append([]string{b.dbrewind, "run", "-D", target, "--source-server", conninfo, "-R", "--json"}, more...)
 			return append(args, b.commandFlags()...)
 		}
@@ -104,8 +108,8 @@ func (b *bench) round(ctx context.Context, sc scenario, source *scratch.Server, 
 		return err
 	}
 	args := c.args(work.Data, source.Conninfo())
-	if b.profile != "" {
-		args = append([]string{"strace", "-f", "-c", "-o", b.profile + sc.name + "-" + fmt.Sprint(len(c.walls)) + c.name}, args...)
+	if b.strace != "" {
+		args = append([]string{"strace", "-f", "-c", "-o", b.strace + sc.name + "-" + fmt.Sprint(len(c.walls)) + c.name}, args...)
 	}
 	out, u, err := measured(work.Command(args[0], args[1:]...))
 	if err != nil {
@@ -121,6 +125,8 @@ func (b *bench) round(ctx context.Context, sc scenario, source *scratch.Server, 
 	return follows(ctx, work, source)
 }
 
+const sums = "SELECT concat_ws(' ', count(*), sum(delta), (SELECT sum(abalance) FROM pgbench_accounts)) FROM pgbench_history"
+
 // follows starts the result as a standby and waits until it is where the
 // source is.
 func follows(ctx context.Context, work, source *scratch.Server) (err error) {
@@ -131,7 +137,6 @@ func follows(ctx context.Context, work, source *scratch.Server) (err error) {
 	if err := caughtUp(ctx, work, source); err != nil {
 		return err
 	}
-	const sums = "SELECT concat_ws(' ', count(*), sum(delta), (SELECT sum(abalance) FROM pgbench_accounts)) FROM pgbench_history"
 	want, err := source.Text(ctx, sums)
 	if err != nil {
 		return err

@@ -99,7 +99,7 @@ func historyText(spans []timeline.Span) string {
 func renderComparison(t *cli.Text, r *rewind.Report) {
 	pairs := append([]any{"fork", forkText(&r.Divergence)}, comparedText(r.Compared)...)
 	pairs = append(pairs, "replay would begin at", r.Start.Redo.String())
-	t.KV(append(pairs, totals(r.Plan, r.Plan.Bytes+r.LateBytes)...)...)
+	t.KV(append(append(pairs, totals(r.Plan, r.Plan.Bytes+r.LateBytes)...), estimated(r.Estimate)...)...)
 	t.Blank()
 	t.Line("Which transactions a rewind loses only the target's WAL could tell: leave --compare out to see.")
 }
@@ -132,12 +132,20 @@ func renderDivergence(t *cli.Text, r *rewind.Report) {
 		pairs = append(pairs, "changed blocks", cli.Count(r.Blocks))
 	}
 	if r.Plan != nil {
-		pairs = append(pairs, totals(r.Plan, r.Plan.Bytes+r.LateBytes)...)
+		pairs = append(append(pairs, totals(r.Plan, r.Plan.Bytes+r.LateBytes)...), estimated(r.Estimate)...)
 	}
 	t.KV(pairs...)
 	if r.Pending == "" {
 		renderLost(t, r)
 	}
+}
+
+// estimated says how long a rewind may take.
+func estimated(e *rewind.Estimate) []any {
+	if e == nil {
+		return nil
+	}
+	return []any{"may take", fmt.Sprintf("%s, at %s a second", cli.Duration(seconds(e.Seconds)), cli.Bytes(e.Rate))}
 }
 
 // totals are a plan's sums as keys and values.

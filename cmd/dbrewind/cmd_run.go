@@ -60,7 +60,7 @@ func renderPlan(t *cli.Text, r *rewind.Result) {
 	t.Line("Dry run: nothing is changed.")
 	pairs := append([]any{"fork", forkText(&r.Divergence)}, comparedText(r.Compared)...)
 	pairs = append(pairs, "replay would begin at", r.Start.Redo.String())
-	t.KV(append(pairs, totals(r.Totals, r.Bytes)...)...)
+	t.KV(append(append(pairs, totals(r.Totals, r.Bytes)...), estimated(r.Estimate)...)...)
 	tab := cli.NewTable("action", "path", ">bytes", "why")
 	for _, a := range r.Plan.Actions[:min(len(r.Plan.Actions), shownActions)] {
 		tab.Row(a.Kind.String(), a.Path, cli.Bytes(a.Bytes()), a.Reason)

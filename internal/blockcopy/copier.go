@@ -1,32 +1,31 @@
 package blockcopy
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"io"
+	"sync"
 	"sync/atomic"
 
 	"tidemark/internal/exit"
-	"tidemark/pkg/volume"
 )
 
-// maxOpenFiles bounds the target files that one worker holds open before it
-// syncs and closes them.
-const maxOpenFiles = 64
-
-// copier writes what tasks fetch. Several workers share one.
+// copier is step 3b: it takes the batches of a plan through their stages (see
+// batch.go) and writes what they fetch.
 type copier struct {
 	r       *runner
 	actions []Action
-	first   map[string]int // path -> its first action that fetches
-	note    func(text string) error
-	onFact  func(taskFact)   // called beside note, where set
-	before  func(Task) error // called before a task is fetched, where set
-	bytes   atomic.Int64
+	first   map[string]int                // path -> its first action that fetches
+	keep    func(*batch) error            // before a batch is fetched, where set
+	note    func(facts ...taskFact) error // after tasks are durable
+	cached  bool                          // what is overwritten was just read
+	bytes   atomic.Int64                  // fetched
 }
 
-func newCopier(r *runner, actions []Action, note func(string) error) *copier {
+func newCopier(r *runner, actions []Action, note func(...taskFact) error) *copier {
 	c := &copier{r: r, actions: actions, first: map[string]int{}, note: note}
 	for i, a := range actions {
 		if _, ok := c.first[a.Path]; !ok && a.spans() != nil {
@@ -36,32 +35,41 @@ func newCopier(r *runner, actions []Action, note func(string) error) *copier {
 	return c
 }
 
-// do keeps what one task destroys, fetches it, writes it, makes it durable and notes it, in this order.
-func (c *copier) do(ctx context.Context, t Task) error {
-	if err := ctx.Err(); err != nil {
+// run copies what is not done of the tasks.
+func (c *copier) run(ctx context.Context, tasks []Task, taskBytes int64, done map[int]bool) error {
+	batches := splitBatches(tasks, taskBytes, done)
+	s := stages{keep: c.keepBatch, fetch: c.fetch, settle: c.settle}
+	return s.run(ctx, batches, min(cmp.Or(c.r.Jobs, DefaultJobs), max(1, len(tasks)-len(done))))
+}
+
+func (c *copier) keepBatch(b *batch) error {
+	if c.keep == nil || len(b.todo) == 0 {
+		return nil
+	}
+	return c.keep(b)
+}
+
+// settle makes a batch durable, and then notes its tasks: a fact is written
+// after what it tells of.
+func (c *copier) settle(b *batch) error {
+	done, err := b.settle(c.r.NoSync, DefaultJobs)
+	if err != nil || len(done) == 0 {
 		return err
 	}
-	if c.before != nil {
-		if err := c.before(t); err != nil {
-			return err
-		}
-	}
-	w := &taskWriter{copier: c, fact: taskFact{task: t.Index, short: map[int]int64{}, gone: map[int]bool{}}}
+	return c.note(done...)
+}
+
+func (c *copier) fetch(ctx context.Context, b *batch, t Task) (taskFact, error) {
+	w := taskWriter{copier: c, batch: b, fact: taskFact{task: t.Index, short: map[int]int64{}, gone: map[int]bool{}}}
 	err := c.r.Source.Fetch(ctx, t.Ranges, w.deliver)
-	if err := errors.Join(err, w.closeAll()); err != nil {
-		return err
-	}
-	if c.onFact != nil {
-		c.onFact(w.fact)
-	}
-	return c.note(w.fact.line())
+	return w.fact, err
 }
 
 // taskWriter writes the pieces of one task.
 type taskWriter struct {
 	*copier
-	fact taskFact
-	open map[string]volume.File
+	batch *batch
+	fact  taskFact
 }
 
 func (w *taskWriter) deliver(piece Range, data []byte, gone bool) error {
@@ -83,11 +91,11 @@ func (w *taskWriter) deliver(piece Range, data []byte, gone bool) error {
 	if len(data) == 0 {
 		return nil
 	}
-	f, err := w.file(piece.Path)
+	f, err := w.batch.file(w.r.FS, piece.Path, w.r.path(piece.Path))
 	if err != nil {
 		return err
 	}
-	if _, err := f.WriteAt(data, piece.Offset); err != nil {
+	if err := w.write(f, data, piece.Offset); err != nil {
 		return err
 	}
 	w.bytes.Add(int64(len(data)))
@@ -101,35 +109,59 @@ func (t *taskFact) shorten(action int, size int64) {
 	}
 }
 
-func (w *taskWriter) file(name string) (volume.File, error) {
-	if f := w.open[name]; f != nil {
-		return f, nil
+// compareBytes is the grain in which equal content is left alone.
+const compareBytes = 8 << 10
+
+var compareBuffers = sync.Pool{New: func() any { return new([compareBytes]byte) }}
+
+// write writes what differs from what is there: a block that is not written
+// need not reach the disk either. Where the old content was not read for the
+// undo just now, looking at it may cost more than writing, so all is written.
+func (w *taskWriter) write(f *batchFile, data []byte, off int64) error {
+	if !w.cached {
+		f.written.Store(true)
+		_, err := f.WriteAt(data, off)
+		return err
 	}
-	if len(w.open) >= maxOpenFiles {
-		if err := w.closeAll(); err != nil {
-			return nil, err
+	for at := 0; at < len(data); {
+		end := at
+		for end < len(data) {
+			same, err := sameAt(f, data[end:min(end+compareBytes, len(data))], off+int64(end))
+			if err != nil {
+				return err
+			}
+			if same {
+				break
+			}
+			end = min(end+compareBytes, len(data))
 		}
+		if end > at {
+			f.written.Store(true)
+			if _, err := f.WriteAt(data[at:end], off+int64(at)); err != nil {
+				return err
+			}
+		}
+		at = min(end+compareBytes, len(data))
 	}
-	f, err := w.r.FS.OpenFile(w.r.path(name), os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	if w.open == nil {
-		w.open = map[string]volume.File{}
-	}
-	w.open[name] = f
-	return f, nil
+	return nil
 }
 
-// closeAll syncs and closes the open files. After it what they hold is durable.
-func (w *taskWriter) closeAll() error {
-	var errs []error
-	for _, f := range w.open {
-		if !w.r.NoSync {
-			errs = append(errs, f.Sync())
+// peekBytes are the first ones of a grain that are looked at: of a page that
+// was changed they nearly always differ, for its LSN is among them.
+const peekBytes = 64
+
+// sameAt compares one grain with what the file holds.
+func sameAt(f io.ReaderAt, data []byte, off int64) (bool, error) {
+	buf := compareBuffers.Get().(*[compareBytes]byte)
+	defer compareBuffers.Put(buf)
+	for _, n := range []int{min(peekBytes, len(data)), len(data)} {
+		got, err := f.ReadAt(buf[:n], off)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return false, err
 		}
-		errs = append(errs, f.Close())
+		if got < n || !bytes.Equal(buf[:n], data[:n]) {
+			return false, nil
+		}
 	}
-	clear(w.open)
-	return errors.Join(errs...)
+	return true, nil
 }

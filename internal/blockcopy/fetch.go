@@ -12,7 +12,9 @@ import (
 // at once; the journal notes progress in the same units.
 const (
 	DefaultTaskBytes = 16 << 20
+	planTaskBytes    = 4 << 20 // of a run's plan: small enough to give all workers something to do
 	taskRanges       = 256
+	taskFiles        = 64       // a task holds its files open
 	taskAlign        = 32 << 10 // a file is cut here only, so that no block of any legal size is read in halves
 	DefaultJobs      = 4
 )
@@ -90,10 +92,11 @@ func SplitTasks(ranges []Range, taskBytes int64) []Task {
 	var tasks []Task
 	var cur []Range
 	var size int64
+	files := 0
 	flush := func() {
 		if len(cur) > 0 {
 			tasks = append(tasks, Task{Index: len(tasks), Ranges: cur})
-			cur, size = nil, 0
+			cur, size, files = nil, 0, 0
 		}
 	}
 	for _, r := range ranges {
@@ -102,9 +105,13 @@ func SplitTasks(ranges []Range, taskBytes int64) []Task {
 			if n > taskBytes-size {
 				n = (r.Offset+taskBytes-size)/taskAlign*taskAlign - r.Offset
 			}
-			if n <= 0 {
+			another := len(cur) == 0 || cur[len(cur)-1].Path != r.Path
+			if n <= 0 || another && files == taskFiles {
 				flush()
 				continue
+			}
+			if another {
+				files++
 			}
 			cur = append(cur, Range{r.Path, r.Offset, n})
 			size += n

@@ -30,7 +30,8 @@ import (
 // and the rest:
 //
 //	begun                    the tombstone is durable, changes follow
-//	task 17                  all ranges of task 17 are written and fsynced
+//	task 17                  all ranges of task 17 are written and fsynced; the
+//	                         tasks of one batch are noted at once
 //	task 18 4=81920 5=gone   the same; the source's file of action 4 ended at
 //	                         that size, and that of action 5 is gone
 //	result A B               the SHA-256 of the pg_control and of the backup_label
@@ -285,24 +286,41 @@ func openJournal(fsys volume.FS, target string, modes targetModes, noSync bool) 
 	return &journal{fsys: fsys, dir: dir, noSync: noSync, log: log, facts: f}, nil
 }
 
-// note appends a fact and makes it durable. It counts from then on. After a
-// failure the log's end is not known, so nothing more can be noted.
-func (j *journal) note(text string) error {
+// note appends facts and makes them durable together. They count from then on.
+// After a failure the log's end is not known, so nothing more can be noted.
+func (j *journal) note(texts ...string) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.broken != nil {
 		return j.broken
 	}
-	_, err := fmt.Fprintf(j.log, "%s %s\n", lineSum(text), text)
-	if err == nil && (!j.noSync || !strings.HasPrefix(text, factTask)) {
+	var lines bytes.Buffer
+	sync := !j.noSync
+	for _, text := range texts {
+		fmt.Fprintf(&lines, "%s %s\n", lineSum(text), text)
+		sync = sync || !strings.HasPrefix(text, factTask)
+	}
+	_, err := j.log.Write(lines.Bytes())
+	if err == nil && sync {
 		err = j.log.Sync()
 	}
 	if err != nil {
 		j.broken = fmt.Errorf("writing the journal: %w", err)
 		return j.broken
 	}
-	j.learn(text)
+	for _, text := range texts {
+		j.learn(text)
+	}
 	return nil
+}
+
+// noteTasks notes tasks of one batch.
+func (j *journal) noteTasks(tasks ...taskFact) error {
+	texts := make([]string, len(tasks))
+	for i, t := range tasks {
+		texts[i] = t.line()
+	}
+	return j.note(texts...)
 }
 
 func (j *journal) close() error { return j.log.Close() }

@@ -77,6 +77,7 @@ type Action struct {
 	Path       string `json:"path"`
 	Size       int64  `json:"size,omitempty"`        // Copy, CopyTail: the source's size when planned; Truncate: the size to keep
 	From       int64  `json:"from,omitempty"`        // CopyTail: the first byte
+	Zeros      int64  `json:"zeros,omitempty"`       // Copy: how many zero bytes the file has behind Size
 	Spans      []Span `json:"spans,omitempty"`       // CopyBlocks: ascending, not overlapping
 	LinkTarget string `json:"link_target,omitempty"` // CreateLink
 	Required   bool   `json:"required,omitempty"`    // a source that lacks it (or ends before Size) is an error, not a removal
@@ -132,8 +133,9 @@ type Plan struct {
 	TaskBytes int64 `json:"task_bytes"`
 }
 
-// PlanVersion is the version of the plan's and the journal's format.
-const PlanVersion = 1
+// PlanVersion is the version of the plan's and the journal's format. 2 put
+// tasks into batches and compresses what is kept for the undo.
+const PlanVersion = 2
 
 // Totals sums a plan up. Sizes are in bytes.
 type Totals struct {
@@ -208,7 +210,7 @@ func (a Action) validate() error {
 	if a.Kind < CreateDir || a.Kind > Keep {
 		return fmt.Errorf("%s: unknown action %d", a.Path, a.Kind)
 	}
-	if a.Size < 0 || a.From < 0 || (a.Kind == CopyTail && a.From > a.Size) {
+	if a.Size < 0 || a.From < 0 || a.Zeros < 0 || (a.Kind == CopyTail && a.From > a.Size) {
 		return fmt.Errorf("%s: size %d from %d", a.Path, a.Size, a.From)
 	}
 	if first, _, _ := strings.Cut(a.Path, "/"); first == JournalDir {

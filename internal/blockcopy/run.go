@@ -6,12 +6,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
-	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"tidemark/internal/exit"
@@ -24,11 +21,13 @@ import (
 //
 //	step           on disk afterwards                          a crash here leaves
 //	-------------  ------------------------------------------  ------------------------------------
+//	0 room         nothing; refused where it does not fit      the target as it was
 //	1 journal      JournalDir with the plan, durable           the target as it was (Planned)
 //	2 tombstone    backup_label invalid, durable; "begun"      refuses; resume (Partial)
 //	   ------ from here on the target changes ------
 //	3a create      directories, links, empty files, durable    refuses; resume repeats it
-//	3b fetch       per task: bytes written, fsynced, noted     refuses; resume skips noted tasks
+//	3b fetch       per batch of tasks: bytes written,          refuses; resume skips noted tasks
+//	               fsynced, then its tasks noted at once
 //	3c truncate    files shortened, fsynced                    refuses; resume repeats it
 //	3d remove      names gone, in reverse order, durable       refuses; resume repeats it
 //	4 finish       Finish's late copies and files, durable;    refuses; resume calls Finish anew
@@ -43,35 +42,20 @@ import (
 // planned stays right, because replay starts at a redo point that lies before
 // every copy.
 //
+// In 3b three batches are under way at once (batch.go): the first one is being
+// fsynced and noted, the next one fetched and written, and what the one after
+// that overwrites is being kept for the undo. Each of them keeps the order
+// keep, write, fsync, note; a batch is written only after its pre-images are
+// durable, and a task is noted only after its bytes are. What a kill leaves
+// between the two is fetched again, at most a few batches; an error or an
+// interrupt settles what was fetched before it ends. Content that the target
+// has already is not written, unless an earlier run may have failed to sync it.
+//
 // Undo has its place at five points and nowhere else: in 1 what every path was
-// is written down, and before a task of 3b is written (its pre-images), in 3c
+// is written down, and before a batch of 3b is written (its pre-images), in 3c
 // (the tails), in 3d (rename aside instead of remove) and in 4 (the files it
 // replaces) what is destroyed is kept. pg_control and backup_label have their
 // copies in the journal. undolog.go says how it is kept, undo.go how it is used.
-
-// Finish is what a run needs to know only after its last byte is durable.
-type Finish struct {
-	// Late are copies that could not be planned before: WAL that came into
-	// being meanwhile. They are not journalled; a resumed run does them anew.
-	Late []Action
-	// Check, where set, is called when the late files are there and before
-	// pg_control is written: its error leaves the target unfinished.
-	Check func(ctx context.Context) error
-	// Files are durable before pg_control: recovery settings, signal files.
-	Files []FinalFile
-	// Control is the new pg_control, 8192 bytes; nil leaves the target's.
-	Control []byte
-	// Label is the valid backup_label; nil means that the target starts
-	// without one. TablespaceMap nil means none.
-	Label         []byte
-	TablespaceMap []byte
-}
-
-// FinalFile is a small file that is written whole.
-type FinalFile struct {
-	Path string
-	Data []byte
-}
 
 // Options say what Run does. Target, Source, Finish and either Plan or Resume
 // are needed.
@@ -181,7 +165,7 @@ func newPlan(p *Plan) (*Plan, error) {
 	rand.Read(id[:])
 	c.Version, c.ID = PlanVersion, hex.EncodeToString(id[:])
 	if c.TaskBytes == 0 {
-		c.TaskBytes = DefaultTaskBytes
+		c.TaskBytes = planTaskBytes
 	}
 	if c.Created.IsZero() {
 		c.Created = time.Now().UTC().Truncate(time.Second)
@@ -252,6 +236,11 @@ func (r *runner) partial(err error) error {
 
 // prepare is steps 1 and 2. On error the target is as it was, or tombstoned.
 func (r *runner) prepare() (err error) {
+	if r.state == 0 {
+		if err := r.checkSpace(); err != nil {
+			return err
+		}
+	}
 	switch {
 	case r.state == 0 || r.state == Planned && r.undo != nil: // a server may have run since it was planned
 		keep := func() error { return r.undo.begin(r.plan.Actions, r.UndoFiles) }
@@ -290,24 +279,7 @@ func (r *runner) change(ctx context.Context) error {
 	if err := r.create(r.plan.Actions); err != nil {
 		return err
 	}
-	tasks := SplitTasks(fetchRanges(r.plan.Actions), r.plan.TaskBytes)
-	todo := slices.DeleteFunc(slices.Clone(tasks), func(t Task) bool { return r.journal.tasks[t.Index] })
-	for _, t := range tasks {
-		r.result.SkippedBytes += t.Bytes()
-	}
-	var todoBytes int64
-	for _, t := range todo {
-		todoBytes += t.Bytes()
-	}
-	r.result.SkippedBytes -= todoBytes
-	r.Log.Info("copying", "bytes", todoBytes, "tasks", len(todo), "durable_bytes", r.result.SkippedBytes)
-	r.Progress.Phase("copying", r.plan.Totals.Bytes, progress.Bytes)
-	r.Progress.Add(r.result.SkippedBytes)
-	copier := newCopier(r, r.plan.Actions, r.journal.note)
-	copier.before = r.undo.task
-	err := eachTask(ctx, todo, r.Jobs, copier.do)
-	r.result.FetchedBytes = copier.bytes.Load()
-	if err != nil {
+	if err := r.copy(ctx); err != nil {
 		return err
 	}
 	if err := r.undo.tails(r.tails(r.plan.Actions, r.journal.facts)); err != nil {
@@ -322,95 +294,24 @@ func (r *runner) change(ctx context.Context) error {
 	return r.finish(ctx)
 }
 
-// create is step 3a. Names are durable before any task counts as done.
-func (r *runner) create(actions []Action) error {
-	dirs := map[string]bool{}
-	for _, a := range actions {
-		var err error
-		switch a.Kind {
-		case CreateDir:
-			err = r.createDir(a.Path)
-		case CreateLink:
-			err = r.createLink(a)
-		case Copy:
-			err = r.createFile(a.Path)
-		default:
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		dirs[filepath.Dir(r.path(a.Path))] = true
-	}
-	return r.syncDirs(dirs)
-}
-
-func (r *runner) createDir(name string) error {
-	err := r.FS.Mkdir(r.path(name), r.modes.dir)
-	if errors.Is(err, fs.ErrExist) {
-		fi, err := r.FS.Stat(r.path(name))
-		if err == nil && !fi.IsDir() {
-			err = fmt.Errorf("%s is a directory at the source and a file here", r.path(name))
-		}
-		return err
-	}
-	if err != nil {
-		return err
-	}
-	return r.allowGroup(name, r.modes.dir)
-}
-
-func (r *runner) createLink(a Action) error {
-	made, err := volume.MkdirAll(r.FS, a.LinkTarget, r.modes.dir)
-	if err != nil {
-		return err
-	}
-	for _, name := range made {
-		if err := r.FS.SyncDir(filepath.Dir(name)); err != nil {
-			return err
+// copy is step 3b.
+func (r *runner) copy(ctx context.Context) error {
+	tasks := SplitTasks(fetchRanges(r.plan.Actions), r.plan.TaskBytes)
+	done := maps.Clone(r.journal.tasks)
+	for _, t := range tasks {
+		if done[t.Index] {
+			r.result.SkippedBytes += t.Bytes()
 		}
 	}
-	have, err := r.FS.Readlink(r.path(a.Path))
-	switch {
-	case err == nil && have == a.LinkTarget:
-		return nil
-	case errors.Is(err, fs.ErrNotExist):
-		return r.FS.Symlink(a.LinkTarget, r.path(a.Path))
-	case err == nil:
-		return fmt.Errorf("%s points to %s, not to %s", r.path(a.Path), have, a.LinkTarget)
-	}
+	r.Log.Info("copying", "bytes", r.plan.Totals.Bytes-r.result.SkippedBytes, "tasks", len(tasks)-len(done), "durable_bytes", r.result.SkippedBytes)
+	r.Progress.Phase("copying", r.plan.Totals.Bytes, progress.Bytes)
+	r.Progress.Add(r.result.SkippedBytes)
+	c := newCopier(r, r.plan.Actions, r.journal.noteTasks)
+	// What an earlier run wrote and failed to sync may be in memory alone.
+	c.keep, c.cached = r.undo.batch, r.undo != nil && !r.result.Resumed
+	err := c.run(ctx, tasks, r.plan.TaskBytes, done)
+	r.result.FetchedBytes = c.bytes.Load()
 	return err
-}
-
-func (r *runner) createFile(name string) error {
-	f, err := r.FS.OpenFile(r.path(name), os.O_RDWR|os.O_CREATE|os.O_EXCL, r.modes.file)
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return r.allowGroup(name, r.modes.file)
-}
-
-// allowGroup undoes what a strict umask took from a target with group access.
-func (r *runner) allowGroup(name string, mode fs.FileMode) error {
-	if mode&0o040 == 0 {
-		return nil
-	}
-	return r.FS.Chmod(r.path(name), mode)
-}
-
-func (r *runner) syncDirs(dirs map[string]bool) error {
-	for dir := range dirs {
-		if err := r.FS.SyncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
 }
 
 // fetchRanges is what a plan's actions fetch, in the plan's order.
@@ -422,185 +323,4 @@ func fetchRanges(actions []Action) []Range {
 		}
 	}
 	return ranges
-}
-
-// truncate is step 3c: copied files get the source's size, and files that the
-// plan shortens are shortened.
-func (r *runner) truncate(actions []Action, f facts) error {
-	for i, a := range actions {
-		size, ok := finalSize(i, a, f)
-		if !ok {
-			continue
-		}
-		if err := r.shorten(a.Path, size); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// finalSize is the size that step 3c gives a file, where it does.
-func finalSize(i int, a Action, f facts) (size int64, ok bool) {
-	if f.gone[i] || a.Kind != Copy && a.Kind != Truncate {
-		return 0, false
-	}
-	if short, ok := f.short[i]; ok && a.Kind == Copy {
-		return min(a.Size, short), true
-	}
-	return a.Size, true
-}
-
-// tails is what truncate will cut off of the target's own files.
-func (r *runner) tails(actions []Action, f facts) []Range {
-	if r.undo == nil {
-		return nil
-	}
-	var tails []Range
-	for i, a := range actions {
-		was := r.undo.known[a.Path]
-		if size, ok := finalSize(i, a, f); ok && was.kind == undoFile && was.size > size {
-			tails = append(tails, Range{a.Path, size, was.size - size})
-		}
-	}
-	return tails
-}
-
-func (r *runner) shorten(name string, size int64) error {
-	fi, err := r.FS.Stat(r.path(name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // a resumed run meets what step 3d removed
-	}
-	if err != nil || fi.Size() <= size {
-		return err
-	}
-	if err := r.FS.Truncate(r.path(name), size); err != nil {
-		return err
-	}
-	if r.NoSync {
-		return nil
-	}
-	return volume.SyncFile(r.FS, r.path(name))
-}
-
-// remove is step 3d: what the plan removes and what is gone at the source.
-func (r *runner) remove(actions []Action, f facts) error {
-	first := map[string]int{}
-	for i, a := range actions {
-		if _, ok := first[a.Path]; !ok && (a.Kind == Remove || f.gone[i]) {
-			first[a.Path] = i
-		}
-	}
-	names := slices.Sorted(maps.Keys(first))
-	slices.Reverse(names)
-	s := dirSyncer{fsys: r.FS, first: r.undo.syncAside}
-	for _, name := range names {
-		if err := s.enter(filepath.Dir(r.path(name))); err != nil {
-			return err
-		}
-		if err := r.removeOne(name, first[name]); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return s.enter("")
-}
-
-func (r *runner) removeOne(name string, action int) error {
-	if r.undo != nil {
-		return r.undo.remove(name, action)
-	}
-	return r.FS.Remove(r.path(name))
-}
-
-// finish is steps 4 to 6.
-func (r *runner) finish(ctx context.Context) error {
-	r.Progress.Phase("finishing", 0, progress.Items)
-	f, err := r.Finish(ctx)
-	if err != nil {
-		return err
-	}
-	if err := r.undo.finish(f); err != nil {
-		return err
-	}
-	if err := r.late(ctx, f.Late); err != nil {
-		return err
-	}
-	if f.Check != nil {
-		if err := f.Check(ctx); err != nil {
-			return err
-		}
-	}
-	for _, file := range f.Files {
-		if err := CheckPath(file.Path); err != nil {
-			return err
-		}
-		if err := volume.WriteFile(r.FS, r.path(file.Path), file.Data, r.modes.file); err != nil {
-			return err
-		}
-	}
-	if f.TablespaceMap == nil {
-		err = volume.RemoveDurable(r.FS, r.path("tablespace_map"))
-	} else {
-		err = volume.WriteFile(r.FS, r.path("tablespace_map"), f.TablespaceMap, r.modes.file)
-	}
-	if err != nil {
-		return err
-	}
-	if err := r.noteResult(f); err != nil {
-		return err
-	}
-	if err := r.journal.note(factFinishing); err != nil {
-		return err
-	}
-	if f.Control != nil {
-		if err := volume.WriteFile(r.FS, r.path("global/pg_control"), f.Control, r.modes.file); err != nil {
-			return err
-		}
-	}
-	if f.Label == nil {
-		return volume.RemoveDurable(r.FS, r.path("backup_label"))
-	}
-	return volume.WriteFile(r.FS, r.path("backup_label"), f.Label, r.modes.file)
-}
-
-// noteResult notes what the target will be like when the run has ended, so
-// that an undo can tell whether a server was started on it.
-func (r *runner) noteResult(f Finish) error {
-	if r.undo == nil {
-		return nil
-	}
-	control, exists := f.Control, true
-	if control == nil {
-		data, err := volume.ReadFile(r.FS, r.path(volume.ControlPath), 0)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		control, exists = data, err == nil
-	}
-	return r.journal.note(factResult + " " + contentSum(control, exists) + " " + contentSum(f.Label, f.Label != nil))
-}
-
-// late copies what came into being while the plan was carried out. A late
-// file that has vanished again is an error: it would leave a hole.
-func (r *runner) late(ctx context.Context, actions []Action) error {
-	if len(actions) == 0 {
-		return nil
-	}
-	p := Plan{Version: PlanVersion, TaskBytes: DefaultTaskBytes, Actions: actions}
-	if err := p.Validate(); err != nil {
-		return err
-	}
-	if err := r.create(actions); err != nil {
-		return err
-	}
-	p.Sum()
-	r.Progress.Phase("copying what came meanwhile", p.Totals.Bytes, progress.Bytes)
-	f := newFacts()
-	copier := newCopier(r, actions, func(text string) error { return nil })
-	copier.onFact = func(t taskFact) { f.learn(t.line()) }
-	err := eachTask(ctx, SplitTasks(fetchRanges(actions), p.TaskBytes), 1, copier.do)
-	r.result.LateBytes = copier.bytes.Load()
-	if err != nil {
-		return err
-	}
-	return r.truncate(actions, f)
 }

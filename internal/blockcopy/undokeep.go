@@ -221,12 +221,12 @@ func (u *undoKeeper) look(path string) (undoEntry, error) {
 	return e, nil
 }
 
-// task keeps the bytes that a task overwrites.
-func (u *undoKeeper) task(t Task) error {
+// batch keeps the bytes that a batch of tasks overwrites.
+func (u *undoKeeper) batch(b *batch) error {
 	if u == nil {
 		return nil
 	}
-	return u.write(undoTaskPre+strconv.Itoa(t.Index), func(w *undoWriter) error { return u.saveRanges(w, t.Ranges) })
+	return u.write(undoBatch+strconv.Itoa(b.index), func(w *undoWriter) error { return u.saveRanges(w, b.ranges()) })
 }
 
 // tails keeps what truncations cut off.

@@ -1,7 +1,6 @@
 package blockcopy
 
 import (
-	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,6 +9,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
+
+	"github.com/klauspost/compress/s2"
 
 	"tidemark/pkg/volume"
 )
@@ -20,13 +22,16 @@ import (
 // is there is never written again, so the first pre-image stays.
 //
 //	undo/names      what each path of the plan was before: step 1
-//	undo/task-17    the bytes that task 17 overwrites: before it is fetched
+//	undo/batch-17   the bytes that the tasks of batch 17 overwrite: before the
+//	                first of them is fetched (batch.go says what a batch is)
 //	undo/tails      the bytes that are cut off: before step 3c
 //	undo/finish-0   the files that step 4 replaces, whole; -1 and on where
 //	                a resumed run replaces others
 //	undo/r17        the file of action 17 itself, renamed aside by step 3d
 //
-// A log is a row of entries, integers little-endian:
+// A log is an S2 stream (github.com/klauspost/compress/s2: Snappy's framing
+// format, each frame with its own checksum) of a row of entries, integers
+// little-endian:
 //
 //	0   4  CRC-32C of all that follows in the entry
 //	4   1  kind: 1 absent, 2 file, 3 directory, 4 link, 5 bytes
@@ -61,12 +66,12 @@ const (
 
 	undoHeader   = 28
 	undoChunk    = 1 << 20
-	undoBuffer   = 64 << 10
+	undoFrame    = 256 << 10
 	undoMaxPath  = 1 << 14
 	undoDirName  = "undo"
 	undoNames    = "names"
 	undoTails    = "tails"
-	undoTaskPre  = "task-"
+	undoBatch    = "batch-"
 	undoFinish   = "finish-"
 	undoAside    = "r"
 	undoDirAbove = volume.OwnDir // holds what is renamed aside on another file system
@@ -94,22 +99,29 @@ type undoWriter struct {
 	name   string // the final one
 	noSync bool
 	f      volume.File
-	w      *bufio.Writer
+	w      *s2.Writer
 	buf    []byte
 }
+
+// Making a log is quick, making its buffers is not.
+var s2Writers = sync.Pool{New: func() any {
+	return s2.NewWriter(nil, s2.WriterConcurrency(1), s2.WriterBlockSize(undoFrame))
+}}
 
 func newUndoWriter(fsys volume.FS, name string, mode fs.FileMode, noSync bool) (*undoWriter, error) {
 	f, err := fsys.OpenFile(name+volume.TempSuffix, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
 	if err != nil {
 		return nil, err
 	}
-	return &undoWriter{fsys: fsys, name: name, noSync: noSync, f: f, w: bufio.NewWriterSize(f, undoBuffer)}, nil
+	w := s2Writers.Get().(*s2.Writer)
+	w.Reset(f)
+	return &undoWriter{fsys: fsys, name: name, noSync: noSync, f: f, w: w}, nil
 }
 
 func (u *undoWriter) add(e undoEntry) error {
 	_, err := u.w.Write(e.header())
 	if err == nil {
-		_, err = u.w.WriteString(e.path)
+		_, err = u.w.Write([]byte(e.path))
 	}
 	if err == nil {
 		_, err = u.w.Write(e.text)
@@ -142,7 +154,8 @@ func (u *undoWriter) save(path string, f volume.File, off, length int64) error {
 
 // commit makes the log durable, then its name.
 func (u *undoWriter) commit() error {
-	err := u.w.Flush()
+	err := u.w.Close()
+	s2Writers.Put(u.w)
 	if err == nil && !u.noSync {
 		err = u.f.Sync()
 	}
@@ -155,7 +168,7 @@ func (u *undoWriter) commit() error {
 	return u.fsys.SyncDir(filepath.Dir(u.name))
 }
 
-func (u *undoWriter) abandon() error { return u.f.Close() }
+func (u *undoWriter) abandon() error { return errors.Join(u.w.Close(), u.f.Close()) }
 
 // readUndoLog hands a log's entries to fn. A damaged log is an error; one that
 // is not there is fs.ErrNotExist.
@@ -164,17 +177,17 @@ func readUndoLog(fsys volume.FS, name string, fn func(undoEntry) error) error {
 	if err != nil {
 		return err
 	}
-	r := bufio.NewReaderSize(f, undoBuffer)
+	r := s2.NewReader(f, s2.ReaderMaxBlockSize(undoFrame))
 	var buf []byte
 	for err == nil {
 		var e undoEntry
 		if e, buf, err = readUndoEntry(r, buf); err == nil {
 			err = fn(e)
-		} else if !errors.Is(err, io.EOF) {
+		} else if err != io.EOF {
 			err = fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	if errors.Is(err, io.EOF) {
+	if err == io.EOF {
 		err = nil
 	}
 	return errors.Join(err, f.Close())
@@ -185,8 +198,8 @@ var errUndoDamaged = errors.New("the undo log is damaged")
 func readUndoEntry(r io.Reader, buf []byte) (undoEntry, []byte, error) {
 	var h [undoHeader]byte
 	if _, err := io.ReadFull(r, h[:]); err != nil {
-		if errors.Is(err, io.ErrUnexpectedEOF) {
-			err = errUndoDamaged
+		if err != io.EOF {
+			err = fmt.Errorf("%w: %w", errUndoDamaged, err)
 		}
 		return undoEntry{}, buf, err
 	}
@@ -200,7 +213,7 @@ func readUndoEntry(r io.Reader, buf []byte) (undoEntry, []byte, error) {
 	}
 	buf = buf[:n]
 	if _, err := io.ReadFull(r, buf); err != nil {
-		return undoEntry{}, buf, errUndoDamaged
+		return undoEntry{}, buf, fmt.Errorf("%w: %w", errUndoDamaged, err)
 	}
 	sum := crc32.Update(crc32.Checksum(h[4:], castagnoli), castagnoli, buf)
 	e := undoEntry{kind: undoKind(h[4]), whole: h[5] == 1, mode: fs.FileMode(binary.LittleEndian.Uint32(h[8:])).Perm(),

@@ -1,8 +1,10 @@
 package postgres
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 )
 
 // applicationName is what sessions call themselves where nothing else is given.
@@ -71,6 +74,11 @@ func scrub(text string, c ConnInfo) string {
 // standby, and looks up names in pg_catalog only. Errors say what is wrong and
 // what to do, and never hold a password.
 func Connect(ctx context.Context, conninfo string) (*pgx.Conn, error) {
+	return connect(ctx, conninfo, 0)
+}
+
+// connect is Connect with a buffer for large answers.
+func connect(ctx context.Context, conninfo string, readBuffer int) (*pgx.Conn, error) {
 	pc, err := parseConfig(conninfo)
 	if err != nil {
 		return nil, err
@@ -80,6 +88,11 @@ func Connect(ctx context.Context, conninfo string) (*pgx.Conn, error) {
 		return nil, connInfoError("%s", err)
 	}
 	cfg.Config = *pc
+	if readBuffer > 0 {
+		cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+			return pgproto3.NewFrontend(bufio.NewReaderSize(r, readBuffer), w)
+		}
+	}
 	// A pooler between us and the server loses prepared statements.
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
 	conn, err := pgx.ConnectConfig(ctx, cfg)

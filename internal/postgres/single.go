@@ -42,7 +42,7 @@ func (s *Server) Recover(ctx context.Context) (err error) {
 			}
 		}
 	}
-	defer func() { err = errors.Join(err, s.RestoreSignalFiles()) }()
+	defer func() { err = errors.Join(err, RestoreSignalFiles(s.DataDir)) }()
 
 	args := []string{"--single", "-D", s.DataDir}
 	if s.ConfigFile != "" {
@@ -62,10 +62,10 @@ func (s *Server) Recover(ctx context.Context) (err error) {
 	return nil
 }
 
-// RestoreSignalFiles puts back what a killed Recover left aside.
-func (s *Server) RestoreSignalFiles() error {
+// RestoreSignalFiles puts back what a killed Recover left aside in a data directory.
+func RestoreSignalFiles(dir string) error {
 	for _, name := range signalFiles {
-		path := filepath.Join(s.DataDir, name)
+		path := filepath.Join(dir, name)
 		if err := os.Rename(path+aside, path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("putting %s back: %w", name, err)
 		}

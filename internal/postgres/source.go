@@ -39,7 +39,7 @@ var _ blockcopy.Source = (*ServerSource)(nil)
 
 // OpenSource connects to the server whose files are to be read.
 func OpenSource(ctx context.Context, conninfo string) (*ServerSource, error) {
-	conn, err := Connect(ctx, conninfo)
+	conn, err := connect(ctx, conninfo, readBuffer)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +78,7 @@ func (s *ServerSource) acquire(ctx context.Context) (*pgx.Conn, error) {
 		return conn, nil
 	}
 	s.mu.Unlock()
-	return Connect(ctx, s.conninfo)
+	return connect(ctx, s.conninfo, readBuffer)
 }
 
 func (s *ServerSource) release(conn *pgx.Conn) {
@@ -89,6 +89,17 @@ func (s *ServerSource) release(conn *pgx.Conn) {
 		return
 	}
 	s.idle = append(s.idle, conn)
+}
+
+// Query runs one statement in one of the source's sessions and scans its
+// single row into dest.
+func (s *ServerSource) Query(ctx context.Context, sql string, args []any, dest ...any) error {
+	conn, err := s.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.release(conn)
+	return Query(ctx, conn, sql, args, dest...)
 }
 
 // listing walks the data directory in one statement, parents before children.
@@ -144,80 +155,66 @@ func (s *ServerSource) List(ctx context.Context) ([]blockcopy.Entry, error) {
 	return entries, nil
 }
 
-// pieceBytes is the size of one row of a fetch: large enough to make a row's
+// readBuffer is what one session reads from its socket at once: a server sends
+// 8 kB at a time, and taking these one by one costs more than their content.
+const readBuffer = 256 << 10
+
+// rowBytes is the size of one row of a fetch: large enough to make a row's
 // cost small, small enough for both sides' memory.
+const rowBytes = 256 << 10
+
+// pieceBytes bounds what the server reads at once for anything else.
 const pieceBytes = 1 << 20
 
 const fetching = `SELECT pg_read_binary_file(path, start, length, true) FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS wanted(path, start, length)`
 
-// Fetch reads the ranges with one statement: a row per piece, streamed.
-func (s *ServerSource) Fetch(ctx context.Context, ranges []blockcopy.Range, deliver blockcopy.Deliver) error {
-	type piece struct {
-		blockcopy.Range
-		of int // index of its range
-	}
-	var pieces []piece
+// piece is a row of a fetch.
+type piece struct {
+	blockcopy.Range
+	of int // index of its range
+}
+
+// fetchPieces cuts ranges into rows.
+func fetchPieces(ranges []blockcopy.Range) ([]piece, error) {
+	pieces := make([]piece, 0, len(ranges))
 	for i, r := range ranges {
 		if err := blockcopy.CheckPath(r.Path); err != nil {
-			return err
+			return nil, err
 		}
 		for r.Length > 0 {
-			n := min(r.Length, pieceBytes)
+			n := min(r.Length, rowBytes)
 			pieces = append(pieces, piece{blockcopy.Range{Path: r.Path, Offset: r.Offset, Length: n}, i})
 			r.Offset += n
 			r.Length -= n
 		}
 	}
-	if len(pieces) == 0 {
-		return nil
+	return pieces, nil
+}
+
+// Fetch reads the ranges with one statement: a row per piece, streamed.
+func (s *ServerSource) Fetch(ctx context.Context, ranges []blockcopy.Range, deliver blockcopy.Deliver) error {
+	pieces, err := fetchPieces(ranges)
+	if err != nil || len(pieces) == 0 {
+		return err
 	}
 	conn, err := s.acquire(ctx)
 	if err != nil {
 		return err
 	}
 	defer s.release(conn)
-	paths := make([]string, len(pieces))
-	starts := make([]int64, len(pieces))
-	lengths := make([]int64, len(pieces))
-	for i, p := range pieces {
-		paths[i], starts[i], lengths[i] = p.Path, p.Offset, p.Length
-	}
-	args, err := encodeArgs(conn.TypeMap(), paths, starts, lengths)
+	args, err := fetchArgs(conn.TypeMap(), pieces)
 	if err != nil {
 		return err
 	}
 	rr := conn.PgConn().ExecParams(ctx, fetching, args, nil, []int16{1, 1, 1}, []int16{1})
-	done := -1 // the range that needs nothing more
-	n := 0
-	var failed error
-	for failed == nil && rr.NextRow() {
-		if n == len(pieces) {
-			failed = errors.New("the server sent more rows than were asked for")
-			break
-		}
-		p, data := pieces[n], rr.Values()[0]
-		n++
-		switch {
-		case p.of == done:
-		case data == nil:
-			done = p.of
-			failed = deliver(p.Range, nil, true)
-		case int64(len(data)) > p.Length:
-			failed = fmt.Errorf("%s: the server sent %d bytes", p.Range, len(data))
-		default:
-			if int64(len(data)) < p.Length {
-				done = p.of
-			}
-			failed = deliver(p.Range, data, false)
-		}
-	}
-	if failed != nil {
+	n, err := deliverRows(rr, pieces, deliver)
+	if err != nil {
 		// The rest of the answer is not worth reading: drop the session.
 		closing, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		conn.PgConn().Conn().Close()
 		conn.Close(closing)
-		return failed
+		return err
 	}
 	if _, err := rr.Close(); err != nil {
 		at := "files of"
@@ -230,6 +227,41 @@ func (s *ServerSource) Fetch(ctx context.Context, ranges []blockcopy.Range, deli
 		return fmt.Errorf("reading files of %s: the server sent %d rows of %d", s.name, n, len(pieces))
 	}
 	return nil
+}
+
+// deliverRows hands the rows on as they come, and returns how many came.
+func deliverRows(rr *pgconn.ResultReader, pieces []piece, deliver blockcopy.Deliver) (n int, err error) {
+	done := -1 // the range that needs nothing more
+	for ; rr.NextRow(); n++ {
+		if n == len(pieces) {
+			return n, errors.New("the server sent more rows than were asked for")
+		}
+		p, data := pieces[n], rr.Values()[0]
+		if p.of == done {
+			continue
+		}
+		if int64(len(data)) > p.Length {
+			return n, fmt.Errorf("%s: the server sent %d bytes", p.Range, len(data))
+		}
+		if int64(len(data)) < p.Length {
+			done = p.of
+		}
+		if err := deliver(p.Range, data, data == nil); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// fetchArgs encodes what a fetch asks for.
+func fetchArgs(m *pgtype.Map, pieces []piece) ([][]byte, error) {
+	paths := make([]string, len(pieces))
+	starts := make([]int64, len(pieces))
+	lengths := make([]int64, len(pieces))
+	for i, p := range pieces {
+		paths[i], starts[i], lengths[i] = p.Path, p.Offset, p.Length
+	}
+	return encodeArgs(m, paths, starts, lengths)
 }
 
 // encodeArgs encodes the three arrays in binary format.

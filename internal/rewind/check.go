@@ -60,7 +60,7 @@ func (j *job) checkByComparison(ctx context.Context) (*Report, error) {
 func (j *job) fill(ctx context.Context, rep *Report, p *planner) (err error) {
 	rep.LateBytes, rep.Missing, rep.Blocks = p.lateBytes(), p.missing, p.blocks
 	if p.plan != nil { // there is none without a backup in the repository
-		rep.Plan = &p.plan.Totals
+		rep.Plan, rep.Estimate = &p.plan.Totals, j.estimate(p)
 	}
 	rep.WAL = &WALNeeds{Target: runs(j.wal.needs(rep.Checkpoint.Redo)), Replay: runs(p.needs)}
 	rep.LostBytes = int64(rep.Target.End - rep.Fork.LSN)

@@ -35,6 +35,10 @@ func (j *job) diverge(ctx context.Context) (*Divergence, error) {
 			return nil, err
 		}
 	}
+	if fork.LSN != 0 && end > fork.LSN && sourceEnd <= fork.LSN && j.sh.Timeline != fork.Timeline {
+		return nil, exit.New(exit.Refused, "wait until it has, or name the primary that it follows",
+			"the source has not replayed beyond the fork at %s yet: it has nothing of timeline %d", fork.LSN, j.sh.Timeline)
+	}
 	d.Fork = &fork
 	switch {
 	case fork.LSN == 0 && end > sourceEnd:

@@ -41,11 +41,11 @@ func (j *job) finish(ctx context.Context, m meta, plan *blockcopy.Plan) (blockco
 	if err != nil {
 		return f, err
 	}
-	if !m.onCommonHistory(history) || !m.stillOn(history, end) {
+	if !m.onCommonHistory(history) || !history.Contains(m.SourceTLI, min(m.SourceEnd, end)) {
 		return f, exit.New(exit.Refused, "the source is no longer on the history that was copied from; rewind to a server that is",
 			"the source went over to another history while it was copied (timeline %d)", tli)
 	}
-	if f.Late, err = j.lateWAL(ctx, m, history, end, sc.XLogSegSize); err != nil {
+	if f.Late, err = j.lateWAL(ctx, m, history, end, sc); err != nil {
 		return f, err
 	}
 	onDisk, err := j.source.onDisk(ctx, sc, end)
@@ -68,14 +68,6 @@ func (m meta) onCommonHistory(h *timeline.History) bool {
 	return h.Contains(m.Divergence.Fork.Timeline, m.Divergence.Fork.LSN)
 }
 
-// stillOn tells whether a history goes on from what the plan was made of. A
-// standby's files may be as of before the switch to its timeline.
-func (m meta) stillOn(h *timeline.History, end wal.LSN) bool {
-	span, ok := h.SpanOf(m.SourceTLI)
-	at := min(m.SourceEnd, end)
-	return ok && (at < span.Begin || h.Contains(m.SourceTLI, at))
-}
-
 // newControl is the source's pg_control, as of a server that recovers and is
 // not consistent before end.
 func newControl(sc *volume.Control, end wal.LSN, tli timeline.ID) []byte {
@@ -95,7 +87,8 @@ func newLabel(start *Checkpoint, size wal.SegmentSize) []byte {
 // lateWAL plans the WAL that the source wrote since the plan was made, and its
 // history files once more where it was promoted meanwhile. What it recycled
 // already has to come from its archive: that is worth a warning.
-func (j *job) lateWAL(ctx context.Context, m meta, h *timeline.History, end wal.LSN, size wal.SegmentSize) ([]blockcopy.Action, error) {
+func (j *job) lateWAL(ctx context.Context, m meta, h *timeline.History, end wal.LSN, sc *volume.Control) ([]blockcopy.Action, error) {
+	size := sc.XLogSegSize
 	if m.SourceDir && end <= m.SourceEnd {
 		return nil, nil
 	}
@@ -111,11 +104,11 @@ func (j *job) lateWAL(ctx context.Context, m meta, h *timeline.History, end wal.
 		return nil, err
 	}
 	var late []blockcopy.Action
-	for _, c := range choices {
+	for i, c := range choices {
 		n := len(late)
 		for _, name := range c {
 			if found["pg_wal/"+name] {
-				late = append(late, blockcopy.Action{Kind: blockcopy.Copy, Path: "pg_wal/" + name, Size: int64(size), Required: true})
+				late = append(late, runningSegment(name, size.Number(m.SourceEnd)+wal.SegmentNumber(i), end, sc))
 				break
 			}
 		}
@@ -134,7 +127,7 @@ func (j *job) lateWAL(ctx context.Context, m meta, h *timeline.History, end wal.
 				continue
 			}
 			j.source.restored[c[0]] = true
-			late = append(late, blockcopy.Action{Kind: blockcopy.Copy, Path: "pg_wal/" + c[0], Size: int64(size), Required: true})
+			late = append(late, runningSegment(c[0], number, end, sc))
 		}
 	}
 	if h.Timeline != m.SourceTLI {
@@ -142,6 +135,14 @@ func (j *job) lateWAL(ctx context.Context, m meta, h *timeline.History, end wal.
 		late = append(late, blockcopy.Action{Kind: blockcopy.Copy, Path: "pg_wal/" + wal.HistoryName(h.Timeline), Size: int64(len(data))})
 	}
 	return late, nil
+}
+
+// runningSegment copies segment n as far as it is written: up to the end of
+// the page with the WAL's end in it.
+func runningSegment(name string, n wal.SegmentNumber, end wal.LSN, sc *volume.Control) blockcopy.Action {
+	size, page := int64(sc.XLogSegSize), int64(sc.XLogBlockSize)
+	used := min(size, (int64(end-sc.XLogSegSize.Start(n))+page-1)/page*page)
+	return blockcopy.Action{Kind: blockcopy.Copy, Path: "pg_wal/" + name, Size: used, Zeros: size - used, Required: true}
 }
 
 // finalFiles are the settings and signals that must be durable before the

@@ -35,6 +35,7 @@ type job struct {
 	search   *walSearch // for WAL that neither side has; nil before the histories are read
 	hold     *pgx.Conn  // holds the source's WAL; nil where nothing does
 	look     bool       // no more than that is wanted
+	listing  *listing   // of the source, where begun ahead
 	crashed  bool       // the target was not shut down, and is looked at as it is
 }
 
@@ -66,6 +67,9 @@ func open(ctx context.Context, o Options) (*job, error) {
 }
 
 func (j *job) close() {
+	if j.listing != nil {
+		<-j.listing.done // it uses a session
+	}
 	if j.wal != nil {
 		j.wal.close()
 	}
@@ -86,13 +90,12 @@ func (j *job) targetName() string { return "directory " + j.Target }
 
 // readTarget reads the target's pg_control.
 func (j *job) readTarget(mayChange bool) error {
-	server, err := j.server()
-	if err == nil && mayChange {
-		err = server.RestoreSignalFiles() // a killed recovery may have left them aside
+	if mayChange {
+		if err := postgres.RestoreSignalFiles(j.Target); err != nil { // a killed recovery may have left them aside
+			return err
+		}
 	}
-	if err != nil {
-		return err
-	}
+	var err error
 	if j.tc, err = volume.ReadControl(j.Target); err != nil {
 		return exit.Wrap(err, exit.Failed, "the target cannot be read: seed it anew (dbrepl seed)", "the target's control file")
 	}

@@ -85,6 +85,7 @@ type Report struct {
 	Blocks        int64             `json:"changed_blocks"`                  // blocks that the target's WAL changed since the checkpoint's redo point
 	Plan          *blockcopy.Totals `json:"plan,omitempty"`                  // what a rewind would do
 	LateBytes     int64             `json:"late_wal_bytes_max"`              // the running WAL segment, copied at the end
+	Estimate      *Estimate         `json:"estimate,omitempty"`              // what a rewind would take
 	Compared      *Comparison       `json:"compared,omitempty"`              // with --compare
 	Pending       string            `json:"unfinished_run_state,omitempty"`  // of an unfinished rewind found in the target
 	Warnings      []string          `json:"warnings,omitempty"`
@@ -100,6 +101,7 @@ type Result struct {
 	Plan     *blockcopy.Plan   `json:"plan,omitempty"`       // with DryRun: the very plan that would run
 	Totals   *blockcopy.Totals `json:"totals,omitempty"`
 	Compared *Comparison       `json:"compared,omitempty"` // with --compare: what was found
+	Estimate *Estimate         `json:"estimate,omitempty"` // of the plan; not for a run that goes on
 	Seconds  float64           `json:"elapsed_seconds"`
 	Undo     int64             `json:"undo_bytes"` // kept in the target for an undo; 0 where it cannot be undone
 	Standby  bool              `json:"standby"`    // the target is set up to start as a standby

@@ -82,10 +82,35 @@ type planner struct {
 	equal    map[string]bool // files that are no relation's main fork and hold the same on both sides
 }
 
+// listing is what the source's list of files will be.
+type listing struct {
+	done    chan struct{}
+	entries []blockcopy.Entry
+	err     error
+}
+
+// startListing has the source list its files while the target's WAL is read.
+func (j *job) startListing(ctx context.Context) {
+	l := &listing{done: make(chan struct{})}
+	j.listing = l
+	go func() {
+		defer close(l.done)
+		l.entries, l.err = j.source.List(ctx)
+	}()
+}
+
+func (j *job) listSource(ctx context.Context) ([]blockcopy.Entry, error) {
+	if j.listing == nil {
+		return j.source.List(ctx)
+	}
+	<-j.listing.done
+	return j.listing.entries, j.listing.err
+}
+
 // makePlan lists both sides and decides.
 func (j *job) makePlan(ctx context.Context, d *Divergence, c *changes) (*planner, error) {
 	j.Progress.Phase("listing files", 0, 1)
-	theirs, err := j.source.List(ctx)
+	theirs, err := j.listSource(ctx)
 	if err != nil {
 		return nil, err
 	}

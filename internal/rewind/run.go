@@ -61,7 +61,8 @@ func (j *job) run(ctx context.Context) (*Result, error) {
 	if !d.Diverged && !j.Compare {
 		return j.nothingToDo(d)
 	}
-	res := &Result{Divergence: *d, DryRun: j.DryRun, Totals: &p.plan.Totals, Bytes: p.plan.Totals.Bytes + p.lateBytes(), Compared: p.compared}
+	res := &Result{Divergence: *d, DryRun: j.DryRun, Totals: &p.plan.Totals, Bytes: p.plan.Totals.Bytes + p.lateBytes(), Compared: p.compared,
+		Estimate: j.estimate(p)}
 	if len(p.missing) > 0 {
 		return nil, p.missingWAL()
 	}
@@ -91,6 +92,9 @@ func (j *job) prepare(ctx context.Context, mayChange bool) (*Divergence, *planne
 		return d, nil, err
 	}
 	j.Log.Info("diverged", "fork", d.Fork.LSN, "timeline", d.Fork.Timeline, "checkpoint", d.Checkpoint.LSN, "redo", d.Checkpoint.Redo)
+	if j.source.live() {
+		j.startListing(ctx)
+	}
 	c, err := j.scan(ctx, d)
 	if err != nil {
 		return nil, nil, err

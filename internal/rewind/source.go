@@ -20,9 +20,10 @@ import (
 // source is the cluster that the target shall become a copy of.
 type source struct {
 	blockcopy.Source
-	dir  string // of a local directory
-	conn string // of a live server
-	repo *repoSource
+	dir    string                 // of a local directory
+	conn   string                 // of a live server
+	server *postgres.ServerSource // where live
+	repo   *repoSource
 
 	search   *walSearch      // has the WAL that the source itself lacks
 	restored map[string]bool // names of the segments that come from there
@@ -55,7 +56,7 @@ func openSource(ctx context.Context, o Options) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &source{Source: s, conn: o.SourceConn, restored: map[string]bool{}}, nil
+	return &source{Source: s, conn: o.SourceConn, server: s, restored: map[string]bool{}}, nil
 }
 
 // oneOf tells whether exactly one of the words is not empty.
@@ -114,7 +115,7 @@ func (s *source) position(ctx context.Context, c *volume.Control) (wal.LSN, time
 		}
 		return c.CheckPoint, c.CheckPointCopy.ThisTimeLineID, nil
 	case c.State == volume.StateInArchiveRecovery:
-		return c.MinRecoveryPoint, c.MinRecoveryPointTLI, nil
+		return s.replayed(ctx, c)
 	case c.State == volume.StateInProduction:
 		return s.insertPosition(ctx)
 	}
@@ -141,13 +142,8 @@ func (s *source) onDisk(ctx context.Context, c *volume.Control, end wal.LSN) (wa
 }
 
 func (s *source) insertPosition(ctx context.Context) (wal.LSN, timeline.ID, error) {
-	conn, err := postgres.Connect(ctx, s.conn)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
 	var lsn, file string
-	err = postgres.Query(ctx, conn, "SELECT l::text, pg_walfile_name(l) FROM pg_current_wal_insert_lsn() AS l", nil, &lsn, &file)
+	err := s.server.Query(ctx, "SELECT l::text, pg_walfile_name(l) FROM pg_current_wal_insert_lsn() AS l", nil, &lsn, &file)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -164,13 +160,8 @@ func (s *source) checkLive(ctx context.Context) error {
 	if !s.live() {
 		return nil
 	}
-	conn, err := postgres.Connect(ctx, s.conn)
-	if err != nil {
-		return err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
 	var fpw string
-	if err := postgres.Query(ctx, conn, "SHOW full_page_writes", nil, &fpw); err != nil {
+	if err := s.server.Query(ctx, "SHOW full_page_writes", nil, &fpw); err != nil {
 		return err
 	}
 	if fpw != "on" {

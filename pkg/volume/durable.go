@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 )
 
@@ -24,15 +25,42 @@ func WriteFile(fsys FS, name string, data []byte, perm fs.FileMode) error {
 	return RenameDurable(fsys, tmp, name)
 }
 
+// WriteFiles puts several files durably under their names, each as WriteFile
+// does, with one sync for each directory at the end. After a crash some of
+// them may be the old ones still.
+func WriteFiles(fsys FS, names []string, data [][]byte, perm fs.FileMode) error {
+	var dirs []string
+	for i, name := range names {
+		tmp := name + TempSuffix
+		err := writeSynced(fsys, tmp, data[i], perm)
+		if err == nil {
+			err = fsys.Rename(tmp, name)
+		}
+		if err != nil {
+			return errors.Join(err, ignoreMissing(fsys.Remove(tmp)))
+		}
+		if dir := filepath.Dir(name); !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+	}
+	for _, dir := range dirs {
+		if err := fsys.SyncDir(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // writeSynced writes a new file under its final name and syncs its content.
 func writeSynced(fsys FS, name string, data []byte, perm fs.FileMode) error {
 	f, err := fsys.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, perm)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
+	if len(data) > 0 { // an empty file has its name only
+		if _, err = f.Write(data); err == nil {
+			err = f.Sync()
+		}
 	}
 	return errors.Join(err, f.Close())
 }
