@@ -31,6 +31,7 @@ var documents = []struct {
 	{"dbrewind check", rewind.Report{}},
 	{"dbrewind rescue", rewind.RescueResult{}},
 	{"dbrewind run", rewind.Result{}},
+	{"dbrewind verify", rewind.Verification{}},
 	{"dbrewind undo", rewind.UndoResult{}},
 	{"dbrepl seed", replication.SeedResult{}},
 	{"dbrepl start and status", replication.Status{}},

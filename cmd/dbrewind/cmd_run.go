@@ -22,6 +22,7 @@ func (runCmd) Examples() string {
 dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' -R          # then follow db2
 dbrewind run -D /srv/pg --source-pgdata /srv/pg-new                          # source is stopped
 dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' -R --compare   # the WAL is gone: by hashes
+dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' -R --start --verify   # up to the proof
 dbrewind run -D /srv/pg --source-repo /srv/backup                            # no server is up: backup and WAL archive
 dbrewind run -D /srv/pg --source-server 'host=db2' -c --repo /srv/backup     # WAL is missing: ask the archives`
 }
@@ -31,7 +32,7 @@ const shownActions = 20
 
 func renderResult(t *cli.Text, r *rewind.Result, err error) {
 	switch {
-	case err != nil:
+	case err != nil && r.Started == nil:
 		return // the error says it
 	case !r.Diverged && r.Compared == nil:
 		t.Line("No rewind required: %s.", r.Reason)
@@ -48,11 +49,26 @@ func renderResult(t *cli.Text, r *rewind.Result, err error) {
 			"durable from before", before, "size of the source", cli.Bytes(r.Totals.SourceBytes),
 			"kept for an undo", undoText(r.Undo), "took", cli.Duration(seconds(r.Seconds)))...)
 	}
-	if r.Standby {
+	if r.Started != nil {
+		renderStarted(t, r)
+	} else if r.Standby {
 		t.Line("The target is set up as a standby: start it.")
 	}
 	for _, w := range r.Warnings {
 		t.Line("warning: %s", w)
+	}
+}
+
+// renderStarted is the proof that the target follows; of one that does not the
+// error says why.
+func renderStarted(t *cli.Text, r *rewind.Result) {
+	s := r.Started
+	if s.Replayed >= s.SourceLSN && s.State == "streaming" {
+		t.Line("It follows: %s from %s on timeline %d, replayed up to %s (the source was at %s on timeline %d), after %s.",
+			s.State, s.Sender, s.Timeline, s.Replayed, s.SourceLSN, s.SourceTLI, cli.Duration(seconds(s.Seconds)))
+	}
+	if r.Verified != nil {
+		renderVerification(t, r.Verified)
 	}
 }
 

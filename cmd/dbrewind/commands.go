@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"tidemark/internal/cli"
 	"tidemark/internal/exit"
@@ -25,6 +26,7 @@ type commands struct {
 	Check  checkCmd  `cmd:"" help:"Did it diverge, where, and which transactions would be lost?"`
 	Rescue rescueCmd `cmd:"" help:"Save the rows that a rewind would lose, before it does."`
 	Run    runCmd    `cmd:"" help:"Rewind, or go on with an interrupted rewind."`
+	Verify verifyCmd `cmd:"" help:"Is a running standby a copy of its source, block by block?"`
 	Undo   undoCmd   `cmd:"" help:"Bring the target back to what it was before a rewind."`
 }
 
@@ -73,6 +75,9 @@ type rewindFlags struct {
 	SyncMethod  string            `name:"sync-method" placeholder:"METHOD" enum:"fsync,syncfs" default:"fsync" help:"Accepted; only what is written is synced anyway."`
 	NoUndo      bool              `name:"no-undo" help:"Keep nothing for 'dbrewind undo': saves the space."`
 	TakeConfig  bool              `name:"take-config" help:"Take the source's configuration files too."`
+	Start       bool              `name:"start" help:"Afterwards start the server, and wait until it streams and has caught up with the source."`
+	StartWait   time.Duration     `name:"start-timeout" placeholder:"DURATION" help:"How long that may take; default 10m."`
+	Verify      bool              `name:"verify" help:"With --start: compare every block with the source then. Needs CHECKPOINT there."`
 	Tablespaces map[string]string `name:"tablespace-mapping" placeholder:"OLD=NEW" help:"Keep the source's tablespace at OLD in NEW."`
 }
 
@@ -124,6 +129,10 @@ func (f *rewindFlags) run(ctx context.Context, e *cli.Env) error {
 	o := f.options(e)
 	o.DryRun, o.WriteRecoveryConf, o.NoSync, o.NoEnsureShutdown = f.DryRun, f.Recovery, f.NoSync, f.NoShutdown
 	o.TakeConfig, o.TablespaceMap = f.TakeConfig, f.Tablespaces
+	o.Start, o.StartTimeout, o.Verify = f.Start, f.StartWait, f.Verify
+	if f.Verify && !f.Start {
+		return exit.New(exit.Usage, "add --start, or use dbrewind verify on a standby that runs", "--verify needs --start")
+	}
 	o.NoUndo, o.UndoCommand = f.NoUndo, undoCommand(f.Target)
 	res, err := rewind.Run(ctx, o)
 	if res == nil {

@@ -97,6 +97,12 @@ func (c *Comparer) Compare(ctx context.Context, ranges []Range) (*Differences, e
 	return run.out, nil
 }
 
+// EachTask runs do for every task with several workers, in order as far as
+// these allow. The first error ends it.
+func EachTask(ctx context.Context, tasks []Task, jobs int, do func(context.Context, Task) error) error {
+	return eachTask(ctx, tasks, jobs, do)
+}
+
 func appendSpan(spans []Span, s Span) []Span {
 	if n := len(spans); n > 0 && spans[n-1].Offset+spans[n-1].Length == s.Offset {
 		spans[n-1].Length += s.Length

@@ -227,6 +227,9 @@ func (s *Server) waitReady(ctx context.Context, ended <-chan error, from int64) 
 	}
 }
 
+// LogTail returns the last lines of the server's log, as a hint.
+func (s *Server) LogTail() string { return s.tail(0) }
+
 const tailLines = 12
 
 // tail returns the last lines of the server's log, as a hint. With the logging

@@ -5,11 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os/user"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -109,36 +106,11 @@ func (s *standby) connect(ctx context.Context) (*pgx.Conn, error) {
 	if s.Dir == "" {
 		return postgres.Connect(ctx, "")
 	}
-	conninfo, err := localConnInfo(s.Dir)
+	conninfo, err := postgres.LocalConnInfo(s.Dir)
 	if err != nil {
 		return nil, err
 	}
 	return postgres.Connect(ctx, conninfo)
-}
-
-// localConnInfo is how to reach the server that runs in dir.
-func localConnInfo(dir string) (string, error) {
-	st, err := (&postgres.Server{DataDir: dir}).Status()
-	if err != nil {
-		return "", err
-	}
-	if !st.Running {
-		return "", exit.Wrap(postgres.ErrNotRunning, exit.Failed, "start it: dbrepl start -D "+dir, "%s", dir)
-	}
-	return st.ConnInfo() + " dbname=postgres" + localUser(), nil
-}
-
-// localUser names this process's user where PGUSER does not name another: it
-// may not be the one that the process began as.
-func localUser() string {
-	if _, set := syscall.Getenv("PGUSER"); set {
-		return ""
-	}
-	u, err := user.LookupId(strconv.Itoa(syscall.Geteuid()))
-	if err != nil {
-		return ""
-	}
-	return " user=" + postgres.QuoteValue(u.Username)
 }
 
 // Start starts the standby's server if it does not run, turns receiving on,

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"tidemark/internal/blockcopy"
 	"tidemark/internal/progress"
@@ -34,6 +35,9 @@ type Options struct {
 	NoSync            bool              // leave fsync out
 	TakeConfig        bool              // take the source's configuration files too
 	TablespaceMap     map[string]string // the source's tablespace location -> the one to use here
+	Start             bool              // afterwards start the server, and wait until it has caught up
+	StartTimeout      time.Duration     // for that; DefaultStartTimeout where 0
+	Verify            bool              // with Start: compare every block with the source's afterwards
 	DryRun            bool              // plan, change nothing
 	NoUndo            bool              // keep nothing for an undo
 	UndoCommand       string            // the command line that undoes, for the tombstone and for messages
@@ -102,6 +106,8 @@ type Result struct {
 	Totals   *blockcopy.Totals `json:"totals,omitempty"`
 	Compared *Comparison       `json:"compared,omitempty"` // with --compare: what was found
 	Estimate *Estimate         `json:"estimate,omitempty"` // of the plan; not for a run that goes on
+	Started  *Started          `json:"started,omitempty"`  // with --start: the proof that it follows
+	Verified *Verification     `json:"verified,omitempty"` // with --verify
 	Seconds  float64           `json:"elapsed_seconds"`
 	Undo     int64             `json:"undo_bytes"` // kept in the target for an undo; 0 where it cannot be undone
 	Standby  bool              `json:"standby"`    // the target is set up to start as a standby

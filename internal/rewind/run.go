@@ -28,7 +28,15 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	if o.SourceRepo != "" && o.FetchProgram == "" && !o.DryRun {
 		return nil, exit.New(exit.Usage, "install it beside dbrewind, or in the PATH", "dbrecover is not found: the rewound server fetches its WAL with it")
 	}
+	if o.Start && !o.DryRun {
+		if err := j.mayStart(ctx); err != nil {
+			return nil, err
+		}
+	}
 	res, err := j.run(ctx)
+	if err == nil && o.Start && !o.DryRun {
+		err = j.startAndVerify(ctx, res)
+	}
 	if res != nil {
 		res.Seconds = time.Since(start).Seconds()
 		res.Warnings = j.warnings
