@@ -17,6 +17,7 @@ type createCmd struct {
 	PGData  string        `name:"pgdata" short:"D" placeholder:"DIR" type:"path" help:"The server's data directory, if it is on this machine; found by itself otherwise, and read over SQL where it cannot be read here."`
 	Label   string        `placeholder:"TEXT" help:"Words to find the backup by."`
 	Full    bool          `help:"Store every block again, and reference none of an earlier backup."`
+	Expires string        `placeholder:"DATE" help:"When the backup may go, whatever the policy says: 2027-12-31, or 90d from now."`
 	Rehash  *int          `name:"rehash-every" placeholder:"DAYS" config:"repository.rehash_every" help:"Read every block after so many days, even where the WAL proves it unchanged; 7 by default, 0: each time."`
 	Rate    cli.ByteSize  `placeholder:"BYTES" help:"Read at most so many bytes per second (such as 50MB); as fast as it goes by default."`
 	Plain   string        `placeholder:"DIR" type:"path" help:"Write a data directory that starts as it is, instead of into the repository."`
@@ -27,6 +28,10 @@ type createCmd struct {
 func (c *createCmd) Run(ctx context.Context, e *cli.Env) error {
 	o := backup.Options{Tool: "dbbackup " + cli.Version(), ConnInfo: c.DSN, DataDir: c.PGData, Label: c.Label, Full: c.Full,
 		Jobs: c.Jobs, Timeout: c.Timeout, Rehash: c.rehash(), Rate: int64(c.Rate), Progress: e.Progress(), Log: e.Log()}
+	var err error
+	if o.Expires, err = backup.ParseMoment(c.Expires, time.Now()); err != nil {
+		return err
+	}
 	if c.Plain != "" {
 		return c.plain(ctx, e, o)
 	}

@@ -13,6 +13,14 @@ type commands struct {
 	Push   pushCmd   `cmd:"" help:"Archive one WAL file: the server's archive_command."`
 	List   listCmd   `cmd:"" help:"List the backups of a repository."`
 	Log    logCmd    `cmd:"" help:"Show the WAL in the repository by timeline, its gaps, and what they cost."`
+	Show   showCmd   `cmd:"" help:"Say what one backup is, and what it needs."`
+	Verify verifyCmd `cmd:"" help:"Check that the repository holds what it should."`
+	Expire expireCmd `cmd:"" help:"Remove the backups and the WAL that no rule keeps."`
+	Pin    pinCmd    `cmd:"" help:"Keep a backup from being expired."`
+	Unpin  unpinCmd  `cmd:"" help:"Let a backup be expired again."`
+	Delete deleteCmd `cmd:"" help:"Remove backups now, in any order."`
+	Copy   copyCmd   `cmd:"" help:"Copy backups into another repository, encrypted as that one is."`
+	Key    keyCmd    `cmd:"" help:"Say who can read an encrypted repository."`
 }
 
 // Examples are printed with --help.

@@ -15,6 +15,7 @@ import (
 
 type fetchCmd struct {
 	cli.ReposFlag
+	cli.IdentityFlag
 	System  uint64 `name:"cluster" placeholder:"ID" help:"System identifier; by default that of the data directory the server runs it in."`
 	Standby bool   `name:"standby" help:"A fault may count as a missing file, for the server asks again. Detected by standby.signal."`
 	Name    string `arg:"" name:"file" help:"The WAL file: %f."`
@@ -87,6 +88,9 @@ type strangerError struct{ error }
 func (c *fetchCmd) fetchFrom(ctx context.Context, location string) error {
 	r, err := repo.Open(ctx, location)
 	if err != nil {
+		return err
+	}
+	if err := r.Unlock(ctx, c.Identities()...); err != nil {
 		return err
 	}
 	cluster, err := recovery.FetchCluster(ctx, r, c.System, ".")

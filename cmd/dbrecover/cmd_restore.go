@@ -11,6 +11,7 @@ import (
 
 type restoreCmd struct {
 	cli.ReposFlag
+	cli.IdentityFlag
 	cli.DataDirFlag
 	targetFlags
 	Then string `name:"then" enum:"promote,pause,shutdown" default:"promote" placeholder:"promote|pause|shutdown" help:"What the server does at the target; promote is the default."`
@@ -60,7 +61,7 @@ func (c *restoreCmd) Run(ctx context.Context, e *cli.Env) error {
 }
 
 func (c *restoreCmd) prepare(ctx context.Context, e *cli.Env) (*recovery.Restore, error) {
-	o, err := c.options(ctx, e, c.Repos, c.PGData, c.Jobs, recovery.Then(c.Then))
+	o, err := c.options(ctx, e, c.Repos, c.Identity, c.PGData, c.Jobs, recovery.Then(c.Then))
 	if err != nil {
 		return nil, err
 	}

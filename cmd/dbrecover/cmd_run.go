@@ -14,6 +14,7 @@ import (
 
 type runCmd struct {
 	cli.ReposFlag
+	cli.IdentityFlag
 	cli.DataDirFlag
 	targetFlags
 	Then       string `name:"then" enum:",promote,pause,shutdown" default:"" placeholder:"promote|pause|shutdown" help:"At the target: promote (the default); pause, and leave the server up to be looked at; shutdown, and leave it recoverable further."`
@@ -96,7 +97,7 @@ func (c *runCmd) sameTarget(record *recovery.Record) error {
 }
 
 func (c *runCmd) restore(ctx context.Context, e *cli.Env) (*recovery.RestoreResult, error) {
-	o, err := c.options(ctx, e, c.Repos, c.PGData, c.Jobs, recovery.Then(c.Then))
+	o, err := c.options(ctx, e, c.Repos, c.Identity, c.PGData, c.Jobs, recovery.Then(c.Then))
 	if err != nil {
 		return nil, err
 	}

@@ -64,12 +64,15 @@ func (f *targetFlags) target() (recovery.Target, error) {
 }
 
 // openCluster opens the repository's part that belongs to one cluster.
-func openCluster(ctx context.Context, location string, system uint64) (*repo.Cluster, error) {
+func openCluster(ctx context.Context, location, identity string, system uint64) (*repo.Cluster, error) {
 	if location == "" {
 		return nil, exit.New(exit.Usage, "say --repo DIR, set TIDEMARK_REPO, or name it in tidemark.toml", "which repository?")
 	}
 	r, err := repo.Open(ctx, location)
 	if err != nil {
+		return nil, err
+	}
+	if err := unlock(ctx, r, identity); err != nil {
 		return nil, err
 	}
 	if system != 0 {
@@ -78,15 +81,26 @@ func openCluster(ctx context.Context, location string, system uint64) (*repo.Clu
 	return r.OnlyCluster(ctx)
 }
 
+// unlock reads the secret key of an encrypted repository.
+func unlock(ctx context.Context, r *repo.Repository, identity string) error {
+	if identity == "" {
+		if r.Encrypted() {
+			return exit.Wrap(repo.ErrNoKey, exit.Failed, "say --identity FILE, or set TIDEMARK_IDENTITY, with the secret key of one of its recipients (dbbackup key list)", "%s", r.Location())
+		}
+		return nil
+	}
+	return r.Unlock(ctx, identity)
+}
+
 // openFirst opens the first of several repositories that can be opened and
 // holds the cluster; others are the rest, which can still serve WAL.
-func openFirst(ctx context.Context, e *cli.Env, locations []string, system uint64) (c *repo.Cluster, others []string, err error) {
+func openFirst(ctx context.Context, e *cli.Env, locations []string, identity string, system uint64) (c *repo.Cluster, others []string, err error) {
 	if len(locations) == 0 {
 		locations = []string{""}
 	}
 	var errs []error
 	for i, location := range locations {
-		c, err := openCluster(ctx, location, system)
+		c, err := openCluster(ctx, location, identity, system)
 		if err == nil {
 			return c, append(append(others, locations[:i]...), locations[i+1:]...), nil
 		}
@@ -100,13 +114,13 @@ func openFirst(ctx context.Context, e *cli.Env, locations []string, system uint6
 }
 
 // options completes what the flags say to the options of a restore.
-func (f *targetFlags) options(ctx context.Context, e *cli.Env, repos []string, dataDir string, jobs int, then recovery.Then) (recovery.RestoreOptions, error) {
+func (f *targetFlags) options(ctx context.Context, e *cli.Env, repos []string, identity, dataDir string, jobs int, then recovery.Then) (recovery.RestoreOptions, error) {
 	var o recovery.RestoreOptions
 	target, err := f.target()
 	if err != nil {
 		return o, err
 	}
-	cluster, others, err := openFirst(ctx, e, repos, f.System)
+	cluster, others, err := openFirst(ctx, e, repos, identity, f.System)
 	if err != nil {
 		return o, err
 	}
@@ -116,7 +130,7 @@ func (f *targetFlags) options(ctx context.Context, e *cli.Env, repos []string, d
 	}
 	o = recovery.RestoreOptions{Cluster: cluster, Others: others, DataDir: dataDir,
 		Request: recovery.Request{Backup: f.Backup, Target: target, Timeline: f.Timeline},
-		Then:    then, Archiving: f.Archive == "keep", Jobs: jobs, Program: program, Command: commandLine(),
+		Then:    then, Archiving: f.Archive == "keep", Jobs: jobs, Program: program, Identity: identity, Command: commandLine(),
 		Progress: e.Progress(), Log: e.Log()}
 	for _, m := range f.Tablespace {
 		from, to, ok := strings.Cut(m, "=")

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -37,8 +38,9 @@ type Options struct {
 	// DataDir, where set, is the server's data directory on this machine; it
 	// is proved to be. Where empty it is looked for, and read over SQL else.
 	DataDir string
-	Label   string // the operator's words
-	Full    bool   // store every block again
+	Label   string     // the operator's words
+	Full    bool       // store every block again
+	Expires *time.Time // when the backup may go, whatever the policy says
 	// Rehash is how long ago every block may have been read at most; blocks
 	// that the WAL proves unchanged are not read meanwhile. DefaultRehash where
 	// 0, negative: every backup reads everything.
@@ -74,7 +76,7 @@ func Create(ctx context.Context, r *repo.Repository, o Options) (*repo.Summary, 
 	}
 	defer s.close()
 	c := r.Cluster(s.systemID)
-	if err := tidy(ctx, r, c, o); err != nil {
+	if _, err := r.Sweep(ctx); err != nil { // what dead processes left unfinished
 		return nil, err
 	}
 	if !s.inRecovery && !strings.Contains(s.archiveTo, "dbbackup") {
@@ -94,16 +96,15 @@ func Create(ctx context.Context, r *repo.Repository, o Options) (*repo.Summary, 
 	}
 }
 
-// tidy removes what interrupted backups left.
-func tidy(ctx context.Context, r *repo.Repository, c *repo.Cluster, o Options) error {
-	if _, err := r.Sweep(ctx); err != nil {
-		return err
+// tidy removes what the interrupted backups left that this one went on from.
+// That the backup exists does not depend on it.
+func (j *job) tidy(ctx context.Context, resumed []string) {
+	if len(resumed) == 0 {
+		return
 	}
-	removed, err := c.RemoveInterrupted(ctx)
-	for _, id := range removed {
-		o.Progress.Note("removed what the interrupted backup %s had left", id)
+	if _, err := j.cluster.Sweep(ctx, nil, false); err != nil {
+		j.Progress.Note("what the interrupted backup %s left is still there, the next dbbackup expire removes it: %v", strings.Join(resumed, ", "), err)
 	}
-	return err
 }
 
 // job is one attempt at a backup.
@@ -139,14 +140,28 @@ func createOnce(ctx context.Context, s *server, c *repo.Cluster, o Options) (*re
 	if err != nil {
 		return nil, err
 	}
+	resumed := w.Resumes()
+	if len(resumed) > 0 {
+		j.Progress.Note("going on where the interrupted backup %s had come to", strings.Join(resumed, ", "))
+	}
 	sum, err := j.fill(ctx, w)
 	if err == nil {
 		err = w.Commit(sum)
 	}
 	if err != nil {
-		return nil, errors.Join(err, w.Abort())
+		return nil, errors.Join(err, setAside(w, err))
 	}
+	j.tidy(ctx, resumed)
 	return sum, nil
+}
+
+// setAside ends a backup that failed. What is durable is kept for the same
+// command to go on from, unless the room that it takes is what was missing.
+func setAside(w *repo.BackupWriter, err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return w.Abort()
+	}
+	return w.Suspend()
 }
 
 // begin anchors the WAL, makes the checkpoint, and opens the source.
@@ -205,12 +220,17 @@ func (j *job) parent(ctx context.Context) (string, error) {
 	for _, d := range cat.Damaged {
 		j.Progress.Note("backup %s is damaged: %v", d.ID, d.Err)
 	}
+	newest := ""
 	for _, s := range slices.Backward(cat.Backups) {
-		if s.BlockSize == j.control.BlockSize {
+		if s.BlockSize != j.control.BlockSize {
+			continue
+		}
+		if j.cluster.Comparable(s) {
 			return s.ID, nil
 		}
+		newest = cmp.Or(newest, s.ID) // the writer says why it cannot
 	}
-	return "", nil
+	return newest, nil
 }
 
 // fill copies the cluster into the backup and returns its summary.
@@ -242,12 +262,21 @@ func (j *job) fill(ctx context.Context, w *repo.BackupWriter) (*repo.Summary, er
 		return nil, err
 	}
 	j.Progress.Phase("checking the WAL", 0, progress.Items)
-	if err := guard(ctx, archived(j.cluster, j.start.Timeline, j.keeper.size), j.walOptions(), stop); err != nil {
+	if err := guard(ctx, j.writtenWAL(), j.walOptions(), stop); err != nil {
 		return nil, err
 	}
 	sum := j.summary(stop, control, histories)
 	sum.Findings, sum.FindingCount = findings, count
 	return sum, nil
+}
+
+// writtenWAL is where the WAL of the backup is read once it is durable: in the
+// archive, or on the server where the archive cannot be read here.
+func (j *job) writtenWAL() wal.Source {
+	if !j.cluster.Repository().Unlocked() {
+		return live(j.src, j.start.Timeline, j.keeper.size)
+	}
+	return archived(j.cluster, j.start.Timeline, j.keeper.size)
 }
 
 func (j *job) walOptions() wal.Options {
@@ -272,7 +301,7 @@ func (j *job) summary(stop wal.LSN, control *volume.Control, histories []string)
 		role = "standby"
 	}
 	return &repo.Summary{
-		Label: j.Label, Major: control.Major(), ControlVersion: control.PgControlVersion, CatalogVersion: control.CatalogVersionNo,
+		Label: j.Label, Expires: j.Expires, Major: control.Major(), ControlVersion: control.PgControlVersion, CatalogVersion: control.CatalogVersionNo,
 		WALSegmentSize: uint32(size), Checksums: control.Checksums(),
 		Start:      repo.Point{LSN: j.start.Redo, Timeline: j.start.Timeline},
 		Checkpoint: j.start.Checkpoint,

@@ -6,4 +6,4 @@ import (
 	"tidemark/internal/pgtest"
 )
 
-func TestMain(m *testing.M) { pgtest.Main(m, "dbbackup") }
+func TestMain(m *testing.M) { pgtest.Main(m, "dbbackup", "dbrecover") }

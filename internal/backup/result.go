@@ -51,4 +51,5 @@ type InitResult struct {
 	Repository string `json:"repository"` // where it is
 	ID         string `json:"id"`         // the repository's identifier
 	Created    bool   `json:"created"`    // false: it was there already
+	Encrypted  bool   `json:"encrypted"`  // what is written there is encrypted
 }

@@ -178,7 +178,9 @@ func (k *walKeeper) watch(ctx context.Context, copied <-chan struct{}, current f
 			}
 			return err
 		}
-		k.server.advance(ctx, k.size.Start(k.next))
+		if k.cluster.Repository().Unlocked() { // otherwise it is read on the server once more, at the end
+			k.server.advance(ctx, k.size.Start(k.next))
+		}
 	}
 }
 
@@ -285,7 +287,7 @@ func (k *walKeeper) histories(ctx context.Context) ([]string, error) {
 func (k *walKeeper) history(ctx context.Context, name string) ([]byte, error) {
 	var buf bytes.Buffer
 	_, err := k.cluster.FetchWAL(ctx, name, &buf)
-	if err == nil || !errors.Is(err, repo.ErrNotArchived) {
+	if err == nil || !errors.Is(err, repo.ErrNotArchived) && !errors.Is(err, repo.ErrNoKey) {
 		return buf.Bytes(), err
 	}
 	data, err := k.src.ReadFile(ctx, "pg_wal/"+name)

@@ -54,7 +54,7 @@ func (j *job) skipUnchanged(ctx context.Context, parent string) error {
 	var why *unproven
 	var bad *repo.CorruptError
 	switch {
-	case errors.As(err, &why), errors.As(err, &bad), errors.Is(err, repo.ErrNotExist):
+	case errors.As(err, &why), errors.As(err, &bad), errors.Is(err, repo.ErrNotExist), errors.Is(err, repo.ErrNoKey):
 		j.Progress.Note("every block is read: %v", err)
 		j.files.readAll()
 		return nil
@@ -63,6 +63,9 @@ func (j *job) skipUnchanged(ctx context.Context, parent string) error {
 }
 
 func (j *job) proveAndSkip(ctx context.Context, base *repo.Manifest) error {
+	if !j.cluster.Comparable(&base.Summary) {
+		return unprovenf("backup %s was made with another compare key than the one this account has", base.ID)
+	}
 	if err := j.comparable(&base.Summary); err != nil {
 		return err
 	}

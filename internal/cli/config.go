@@ -36,6 +36,16 @@ import (
 //	[repository]
 //	path = "/srv/backup"                    # or paths = [...], where there are several
 //	rehash_every = 7                        # days after which a backup reads every block
+//	identity = "/etc/tidemark/key.txt"      # where an encrypted one is read
+//
+//	[retention]                             # for dbbackup expire
+//	keep_last = 3
+//	keep_within = "14d"
+//	keep_daily = 14
+//	keep_weekly = 8
+//	keep_monthly = 12
+//	keep_yearly = 7
+//	keep_wal = "30d"                        # how far back any moment is recoverable
 //
 //	[hooks]
 //	before_promote = "/usr/local/bin/fence"
@@ -47,6 +57,7 @@ type Config struct {
 	Cluster    ClusterConfig    `toml:"cluster" json:"cluster"`
 	Nodes      []NodeConfig     `toml:"node" json:"nodes"`
 	Repository RepositoryConfig `toml:"repository" json:"repository"`
+	Retention  RetentionConfig  `toml:"retention" json:"retention"`
 	Hooks      HooksConfig      `toml:"hooks" json:"hooks"`
 }
 
@@ -69,7 +80,19 @@ type NodeConfig struct {
 type RepositoryConfig struct {
 	Path        string   `toml:"path" json:"path,omitempty"`
 	Paths       []string `toml:"paths" json:"paths,omitempty"`
+	Identity    string   `toml:"identity" json:"identity,omitempty"`
 	RehashEvery int      `toml:"rehash_every" json:"rehash_every,omitempty"` // days
+}
+
+// RetentionConfig is the section [retention].
+type RetentionConfig struct {
+	KeepLast    int    `toml:"keep_last" json:"keep_last,omitempty"`
+	KeepWithin  string `toml:"keep_within" json:"keep_within,omitempty"`
+	KeepDaily   int    `toml:"keep_daily" json:"keep_daily,omitempty"`
+	KeepWeekly  int    `toml:"keep_weekly" json:"keep_weekly,omitempty"`
+	KeepMonthly int    `toml:"keep_monthly" json:"keep_monthly,omitempty"`
+	KeepYearly  int    `toml:"keep_yearly" json:"keep_yearly,omitempty"`
+	KeepWAL     string `toml:"keep_wal" json:"keep_wal,omitempty"`
 }
 
 // HooksConfig is the section [hooks].

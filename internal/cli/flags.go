@@ -76,6 +76,20 @@ type ReposFlag struct {
 	Repos []string `name:"repo" placeholder:"REPO" sep:"none" type:"repository" env:"TIDEMARK_REPO" config:"repository.paths" help:"Repository: a directory, s3://BUCKET/PREFIX?endpoint=URL, or sftp://USER@HOST/PATH; may be repeated."`
 }
 
+// IdentityFlag names a file with a secret key. The key itself is never given
+// on a command line.
+type IdentityFlag struct {
+	Identity string `name:"identity" placeholder:"FILE" type:"path" env:"TIDEMARK_IDENTITY" config:"repository.identity" help:"File with the secret key that reads an encrypted repository: of age, or of ssh."`
+}
+
+// Identities are the files with secret keys.
+func (f IdentityFlag) Identities() []string {
+	if f.Identity == "" {
+		return nil
+	}
+	return []string{f.Identity}
+}
+
 // JobsFlag is the number of parallel workers; 0 lets the library choose.
 type JobsFlag struct {
 	Jobs int `name:"jobs" short:"j" placeholder:"N" config:"jobs" help:"Parallel workers; by default as many as the machine carries."`

@@ -33,6 +33,7 @@ type RestoreOptions struct {
 	Jobs        int
 	NoSync      bool
 	Program     string // dbrecover, for restore_command: an absolute path
+	Identity    string // file with the secret key, for restore_command: an absolute path; may be empty
 	Command     string // the command line to run again, for the tombstone
 
 	FS       volume.FS // volume.OS where nil
@@ -307,7 +308,8 @@ func (r *Restore) finish(ctx context.Context) (blockcopy.Finish, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return blockcopy.Finish{}, err
 	}
-	settings := recoverySettings(r.Resolution, repo.FetchCommand(r.options.Program, r.options.Cluster.SystemID(), append([]string{r.Resolution.Repository}, r.options.Others...)...), r.options.Then, r.options.Archiving)
+	command := repo.SealedFetchCommand(r.options.Program, r.options.Identity, r.options.Cluster.SystemID(), append([]string{r.Resolution.Repository}, r.options.Others...)...)
+	settings := recoverySettings(r.Resolution, command, r.options.Then, r.options.Archiving)
 	record, err := json.MarshalIndent(Record{Request: r.meta.Request, Resolution: r.Resolution, Then: r.options.Then}, "", "  ")
 	if err != nil {
 		return blockcopy.Finish{}, err

@@ -2,7 +2,6 @@ package repo
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,9 +13,10 @@ import (
 
 // Catalog is what backups there are of a cluster.
 type Catalog struct {
-	Backups []*Summary // complete ones, the oldest first
-	Damaged []Damaged  // manifests that cannot be read
-	Started []Started  // begun and not complete: running, or interrupted
+	Backups []*Summary     // complete ones, the oldest first
+	Damaged []Damaged      // manifests that cannot be read
+	Started []Started      // begun and not complete: running, or interrupted
+	Pins    map[string]Pin // by backup
 }
 
 // Damaged is a backup whose manifest cannot be read.
@@ -34,35 +34,45 @@ type Started struct {
 	Boot  string    `json:"boot,omitempty"` // the host's boot id
 	Tick  string    `json:"tick,omitempty"` // when the process began, in the kernel's ticks
 	Began time.Time `json:"began"`
-}
 
-const maxStarted = 1 << 16
+	stopped bool // it says itself that it is over
+}
 
 // Catalog lists the backups of the cluster.
 func (c *Cluster) Catalog(ctx context.Context) (*Catalog, error) {
-	manifests, started, err := c.listBackups(ctx)
+	list, err := c.listBackups(ctx)
 	if err != nil {
 		return nil, err
 	}
-	cat := &Catalog{}
-	for id := range manifests {
+	cat := &Catalog{Pins: map[string]Pin{}}
+	for id, l := range list {
+		if !l.manifest {
+			continue
+		}
 		s, _, err := c.readSummary(ctx, id)
 		switch {
 		case err == nil:
 			cat.Backups = append(cat.Backups, s)
 		case errors.Is(err, ErrNotExist): // deleted just now
+			continue
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		default:
 			cat.Damaged = append(cat.Damaged, Damaged{ID: id, Err: err})
 		}
+		if l.pinned {
+			if cat.Pins[id], err = c.readPin(ctx, id); err != nil && !errors.Is(err, ErrNotExist) {
+				return nil, err
+			}
+		}
 	}
-	for id := range started {
-		if manifests[id] {
+	for _, id := range list.unfinished() {
+		s, err := c.readStarted(ctx, id, list)
+		if errors.Is(err, ErrNotExist) {
 			continue
 		}
-		s, err := c.readStarted(ctx, id)
-		if errors.Is(err, ErrNotExist) {
+		if isCorrupt(err) { // not known whose it is: it counts as running
+			cat.Damaged = append(cat.Damaged, Damaged{ID: id, Err: err})
 			continue
 		}
 		if err != nil {
@@ -76,33 +86,64 @@ func (c *Cluster) Catalog(ctx context.Context) (*Catalog, error) {
 	return cat, nil
 }
 
-func (c *Cluster) listBackups(ctx context.Context) (manifests, started map[string]bool, err error) {
-	manifests, started = map[string]bool{}, map[string]bool{}
+// listed is what the store holds below the name of one backup.
+type listed struct {
+	manifest, started, stopped, pinned bool
+	parts                              int
+}
+
+type listing map[string]*listed
+
+// unfinished returns the backups without a manifest, in order.
+func (l listing) unfinished() []string {
+	var ids []string
+	for id, b := range l {
+		if !b.manifest {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func (c *Cluster) listBackups(ctx context.Context) (listing, error) {
+	list := listing{}
 	prefix := c.prefix + "backups/"
-	err = c.driver.List(ctx, prefix, func(i ObjectInfo) error {
+	err := c.driver.List(ctx, prefix, func(i ObjectInfo) error {
 		id, what, _ := strings.Cut(strings.TrimPrefix(i.Name, prefix), "/")
-		switch what {
-		case "manifest.zst":
-			manifests[id] = true
-		case "started":
-			started[id] = true
+		l := list[id]
+		if l == nil {
+			l = &listed{}
+			list[id] = l
+		}
+		switch {
+		case what == "manifest.zst":
+			l.manifest = true
+		case what == "started":
+			l.started = true
+		case what == "stopped":
+			l.stopped = true
+		case what == "pin":
+			l.pinned = true
+		case strings.HasPrefix(what, "part-"):
+			l.parts++
 		}
 		return nil
 	})
-	return manifests, started, err
+	return list, err
 }
 
 func (c *Cluster) startedName(id string) string { return c.prefix + "backups/" + id + "/started" }
 
-func (c *Cluster) readStarted(ctx context.Context, id string) (*Started, error) {
-	data, _, err := getBytes(ctx, c.driver, c.startedName(id), 0, -1, maxStarted, nil)
-	if err != nil {
+func (c *Cluster) readStarted(ctx context.Context, id string, list listing) (*Started, error) {
+	s := new(Started)
+	if err := getNote(ctx, c.driver, c.startedName(id), s); err != nil {
 		return nil, err
 	}
-	s := new(Started)
-	if err := json.Unmarshal(data, s); err != nil || s.ID != id {
-		return nil, &CorruptError{Object: c.startedName(id), Offset: -1, Err: err}
+	if s.ID != id {
+		return nil, &CorruptError{Object: c.startedName(id), Offset: -1, Reason: "it announces another backup"}
 	}
+	s.stopped = list[id] != nil && list[id].stopped
 	return s, nil
 }
 

@@ -10,10 +10,19 @@ import (
 // dbrecover, by an absolute path. The server replaces %f and %p; every other
 // percent sign is doubled.
 func FetchCommand(program string, systemID uint64, locations ...string) string {
+	return SealedFetchCommand(program, "", systemID, locations...)
+}
+
+// SealedFetchCommand is FetchCommand for encrypted repositories: identity is
+// the file with the secret key, "" for none.
+func SealedFetchCommand(program, identity string, systemID uint64, locations ...string) string {
 	quoted := func(s string) string { return strings.ReplaceAll(ShellQuote(s), "%", "%%") }
 	repos := ""
 	for _, l := range locations {
 		repos += " --repo " + quoted(l)
+	}
+	if identity != "" {
+		repos += " --identity " + quoted(identity)
 	}
 	return fmt.Sprintf(`%s fetch%s --cluster %d "%%f" "%%p"`, quoted(program), repos, systemID)
 }

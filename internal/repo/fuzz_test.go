@@ -8,7 +8,7 @@ import (
 // FuzzIndex: an index decodes or fails; what decodes is consistent.
 func FuzzIndex(f *testing.F) {
 	var buf bytes.Buffer
-	o, err := newObjectWriter(&buf, header{Kind: kindPack, SystemID: 5, MaxBlock: 8192, Name: "5/packs/x/000001.zst"})
+	o, err := newObjectWriter(&buf, header{Kind: kindPack, SystemID: 5, MaxBlock: 8192, Name: "5/packs/x/000001.zst"}, nil)
 	if err != nil {
 		f.Fatal(err)
 	}

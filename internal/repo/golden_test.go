@@ -10,12 +10,17 @@ import (
 	"strings"
 	"testing"
 
+	"filippo.io/age"
+
 	"tidemark/internal/blockcopy"
 	"tidemark/internal/repo"
 	"tidemark/pkg/wal"
 )
 
-var update = flag.Bool("update", false, "write the repository in testdata anew")
+var (
+	update       = flag.Bool("update", false, "write the repository in testdata anew")
+	updateSealed = flag.Bool("update-encrypted", false, "write the encrypted repository in testdata anew")
+)
 
 const goldenDir = "testdata/v1"
 
@@ -47,7 +52,7 @@ func TestGolden(t *testing.T) {
 	first, second := goldenTrees()
 	name, seg := goldenSegment()
 	if *update {
-		writeGolden(t, first, second, name, seg)
+		writeGolden(t, goldenDir, first, second, name, seg)
 	}
 	r, err := repo.Open(t.Context(), goldenDir)
 	if err != nil {
@@ -72,15 +77,67 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-func writeGolden(t *testing.T, first, second tree, name string, seg []byte) {
+// The encrypted repository, which has its secret key beside it. Its packs are
+// random, so it is kept as it was written and never compared.
+const (
+	sealedDir = "testdata/v2-encrypted"
+	sealedKey = "testdata/v2-encrypted-key.txt"
+)
+
+// TestGoldenEncrypted reads an encrypted repository that an earlier version wrote.
+func TestGoldenEncrypted(t *testing.T) {
+	first, second := goldenTrees()
+	name, seg := goldenSegment()
+	if *updateSealed {
+		writeSealed(t, first, second, name, seg)
+	}
+	c := opened(t, sealedDir, sealedKey)
+	cat, err := c.Catalog(t.Context())
+	if err != nil || len(cat.Backups) != 2 || len(cat.Damaged)+len(cat.Started) != 0 {
+		t.Fatalf("%+v, %v", cat, err)
+	}
+	mustRestore(t, c, cat.Backups[0].ID, first)
+	mustRestore(t, c, cat.Backups[1].ID, second)
+	if s := cat.Backups[1]; s.OldBlocks != 4 || s.NewBlocks != 2 || s.Encryption == nil || cat.Pins[s.ID].Reason != "golden" {
+		t.Errorf("%+v", s)
+	}
+	var got bytes.Buffer
+	if _, err := c.FetchWAL(t.Context(), name, &got); err != nil || !bytes.Equal(got.Bytes(), seg) {
+		t.Errorf("WAL: %v", err)
+	}
+	if v, err := c.Verify(t.Context(), repo.VerifyOptions{Deep: true}); err != nil || len(v.Damages) != 0 || v.Blocks != 6 {
+		t.Errorf("%+v, %v", v, err)
+	}
+}
+
+func writeSealed(t *testing.T, first, second tree, name string, seg []byte) {
 	t.Helper()
-	if err := os.RemoveAll(goldenDir); err != nil {
+	t.Setenv(repo.StateEnv, t.TempDir())
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.MkdirAll(filepath.Dir(goldenDir), 0o755); err != nil {
+	key := "# For the repository beside this file, which holds nothing.\n" + id.String() + "\n"
+	if err := os.WriteFile(sealedKey, []byte(key), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	r, _, err := repo.Init(t.Context(), goldenDir)
+	writeGolden(t, sealedDir, first, second, name, seg, id.Recipient().String())
+	c := opened(t, sealedDir, sealedKey)
+	if _, err := c.Pin(t.Context(), "latest", "golden", nil); err != nil {
+		t.Fatal(err)
+	}
+	os.RemoveAll(filepath.Join(sealedDir, ".tmp"))
+}
+
+func writeGolden(t *testing.T, dir string, first, second tree, name string, seg []byte, recipients ...string) {
+	t.Helper()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r, _, err := repo.Init(t.Context(), dir, recipients...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,6 +170,6 @@ func writeGolden(t *testing.T, first, second tree, name string, seg []byte) {
 		}
 		parent = s.ID
 	}
-	os.RemoveAll(filepath.Join(goldenDir, ".tmp"))
-	t.Log(fmt.Sprint("written ", goldenDir))
+	os.RemoveAll(filepath.Join(dir, ".tmp"))
+	t.Log(fmt.Sprint("written ", dir))
 }

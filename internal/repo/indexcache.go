@@ -25,7 +25,7 @@ type indexEntry struct {
 	err  error
 }
 
-func (c *indexCache) get(ctx context.Context, d Driver, want header) (*objectIndex, error) {
+func (c *indexCache) get(ctx context.Context, cl *Cluster, want header) (*objectIndex, error) {
 	c.mu.Lock()
 	if c.lru == nil {
 		c.lru, c.byKey = list.New(), map[string]*list.Element{}
@@ -43,7 +43,7 @@ func (c *indexCache) get(ctx context.Context, d Driver, want header) (*objectInd
 	e := el.Value.(*indexEntry)
 	c.mu.Unlock()
 
-	e.once.Do(func() { e.idx, e.err = readIndex(ctx, d, want, 0) })
+	e.once.Do(func() { e.idx, e.err = cl.readIndex(ctx, want) })
 	if e.err != nil { // do not remember a passing fault
 		c.mu.Lock()
 		if c.byKey[e.key] == el {

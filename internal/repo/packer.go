@@ -36,8 +36,10 @@ type packer struct {
 	level     Level
 	blockSize uint32
 	packBytes int64
+	key       *contentKey        // nil: in the clear
 	newPack   func(p Pack) int32 // gives a pack its number in the manifest
 	endPack   func(n int32, p Pack)
+	durable   func(count int) // the pack that was begun as number count is durable
 
 	mu      sync.Mutex
 	cur     *objectWriter
@@ -86,8 +88,11 @@ func (p *packer) begin() error {
 	p.count++
 	p.name = packName(p.id, p.count)
 	h := p.cluster.packHeader(p.name, p.blockSize)
+	if p.key != nil {
+		h.Hash = hashHMAC
+	}
 	p.up = startUpload(p.ctx, p.cluster.driver, h.Name)
-	obj, err := newObjectWriter(p.up, h)
+	obj, err := newObjectWriter(p.up, h, p.key)
 	if err != nil {
 		p.up.abort()
 		p.up = nil
@@ -110,13 +115,15 @@ func (p *packer) end() error {
 	}
 	p.stored += obj.off
 	p.endPack(p.number, Pack{Name: p.name, Size: obj.off, Blocks: uint32(len(obj.blocks))})
-	name := p.name
+	name, count := p.name, p.count
 	p.slots <- struct{}{}
 	p.closing.Go(func() {
 		defer func() { <-p.slots }()
 		if err := up.close(); err != nil {
 			p.fail(fmt.Errorf("storing pack %s: %w", name, err))
+			return
 		}
+		p.durable(count)
 	})
 	return nil
 }

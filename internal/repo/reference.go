@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 )
 
 // Blocks that provably did not change since the parent are taken over without
@@ -20,7 +19,7 @@ func (c *Cluster) OpenBase(ctx context.Context, id string) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	there, err := c.packSizes(ctx)
+	there, err := c.listPacks(ctx, "")
 	if err != nil {
 		return nil, err
 	}
@@ -30,17 +29,6 @@ func (c *Cluster) OpenBase(ctx context.Context, id string) (*Manifest, error) {
 		}
 	}
 	return m, nil
-}
-
-// packSizes lists the packs in the store.
-func (c *Cluster) packSizes(ctx context.Context) (map[string]int64, error) {
-	there := map[string]int64{}
-	prefix := c.prefix + "packs/"
-	err := c.driver.List(ctx, prefix, func(i ObjectInfo) error {
-		there[strings.TrimSuffix(strings.TrimPrefix(i.Name, prefix), ".zst")] = i.Size
-		return nil
-	})
-	return there, err
 }
 
 // Seek returns the next file at or after path, at being the last one that it
@@ -60,21 +48,32 @@ func (r *FileReader) Seek(at *File, path string) (*File, error) {
 	return at, nil
 }
 
+// base is the file as the parent has it, nil where it does not.
+func (f *FileWriter) base() *oldFile {
+	for i := range f.olds {
+		if !f.olds[i].from.left {
+			return &f.olds[i]
+		}
+	}
+	return nil
+}
+
 var errNotInParent = errors.New("the previous backup does not have it")
 
 // Reference takes count blocks from block first on over from the parent.
 func (f *FileWriter) Reference(first, count int64) error {
-	if f.old == nil || first+count > blockCount(f.old.Size, f.w.o.BlockSize) {
+	old := f.base()
+	if old == nil || first+count > blockCount(old.file.Size, f.w.o.BlockSize) {
 		return fmt.Errorf("%s, blocks %d to %d: %w", f.entry.Path, first, first+count-1, errNotInParent)
 	}
-	cur := runCursor{runs: f.old.Runs}
+	cur := runCursor{runs: old.file.Runs}
 	b := blockSorter{f: f}
 	for n := first; n < first+count; {
 		run, skip := cur.seek(n)
 		take := min(int64(run.Count)-skip, first+count-n)
 		p := part{first: n, count: take, kind: zeroBlocks}
 		if run.Pack != ZeroPack {
-			if err := f.oldPart(&p, run, uint32(skip)); err != nil {
+			if err := f.oldPart(old, &p, run, uint32(skip)); err != nil {
 				return err
 			}
 		}
@@ -88,16 +87,15 @@ func (f *FileWriter) Reference(first, count int64) error {
 }
 
 // oldPart fills in where blocks of the parent are, from block skip of a run on.
-func (f *FileWriter) oldPart(p *part, run Run, skip uint32) error {
-	parent := f.w.parent
-	idx, err := parent.index(run.Pack)
+func (f *FileWriter) oldPart(old *oldFile, p *part, run Run, skip uint32) error {
+	idx, err := old.from.index(old.m, run.Pack)
 	if err != nil {
 		return err
 	}
 	if idx == nil {
-		return fmt.Errorf("%s: the pack %s cannot be read any more", f.entry.Path, parent.m.Packs[run.Pack].Name)
+		return fmt.Errorf("%s: the pack %s cannot be read any more", f.entry.Path, old.m.Packs[run.Pack].Name)
 	}
-	p.kind, p.pack, p.from = oldBlocks, f.w.packNumber(parent.m.Packs[run.Pack]), run.First+skip
+	p.kind, p.pack, p.from = oldBlocks, f.w.packNumber(old.m.Packs[run.Pack], false), run.First+skip
 	p.hashes = make([]Hash, 0, p.count)
 	for _, b := range idx.blocks[p.from : p.from+uint32(p.count)] {
 		p.hashes = append(p.hashes, b.hash)
@@ -107,7 +105,10 @@ func (f *FileWriter) oldPart(p *part, run Run, skip uint32) error {
 
 // SameSize reports whether the parent's file is as long as this one was when
 // it was listed.
-func (f *FileWriter) SameSize() bool { return f.old != nil && f.old.Size == f.entry.Size }
+func (f *FileWriter) SameSize() bool {
+	old := f.base()
+	return old != nil && old.file.Size == f.entry.Size
+}
 
 // Keep makes the file what it is in the parent, and closes it. Not even the
 // hashes of its blocks are looked at.
@@ -115,10 +116,11 @@ func (f *FileWriter) Keep() error {
 	if !f.SameSize() {
 		return fmt.Errorf("%s: %w", f.entry.Path, errNotInParent)
 	}
-	kept := &File{Entry: f.entry, Digest: f.old.Digest, Runs: slices.Clone(f.old.Runs)}
+	old := f.base()
+	kept := &File{Entry: f.entry, Digest: old.file.Digest, Runs: slices.Clone(old.file.Runs)}
 	for i := range kept.Runs {
 		if r := &kept.Runs[i]; r.Pack != ZeroPack {
-			r.Pack = f.w.packNumber(f.w.parent.m.Packs[r.Pack])
+			r.Pack = f.w.packNumber(old.m.Packs[r.Pack], false)
 		}
 	}
 	f.mu.Lock()

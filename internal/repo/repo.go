@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -21,7 +20,7 @@ const (
 	markerName    = "repository.json"
 	markerFormat  = "tidemark repository"
 	formatVersion = 1
-	maxMarker     = 1 << 16
+	sealedVersion = 2 // of an encrypted one: who does not know keys must not write in the clear
 )
 
 // marker is the content of repository.json.
@@ -30,12 +29,17 @@ type marker struct {
 	Version int       `json:"version"`
 	ID      string    `json:"id"`
 	Created time.Time `json:"created"`
+	// Encrypted says that nothing is written in the clear, whatever has become
+	// of the keys.
+	Encrypted bool `json:"encrypted,omitempty"`
 }
 
 // Repository is an open repository.
 type Repository struct {
 	driver Driver
 	id     string
+	ring   *keyring // nil where nothing is encrypted
+	state  string   // directory for what a writer remembers, "" for the default
 }
 
 // hintNoRepository is what to do when there is no repository at a place.
@@ -58,28 +62,33 @@ func Open(ctx context.Context, location string) (*Repository, error) {
 
 // OpenDriver opens the repository in a store.
 func OpenDriver(ctx context.Context, d Driver) (*Repository, error) {
-	data, _, err := getBytes(ctx, d, markerName, 0, -1, maxMarker, nil)
+	var m marker
+	err := getNote(ctx, d, markerName, &m)
 	if errors.Is(err, ErrNotExist) {
 		return nil, exit.Wrap(err, exit.Failed, hintNoRepository(d.Location()), "%s is not a repository", d.Location())
 	}
 	if err != nil {
 		return nil, exit.Wrap(err, exit.Failed, "", "cannot open the repository %s", d.Location())
 	}
-	var m marker
-	if err := json.Unmarshal(data, &m); err != nil || m.Format != markerFormat {
-		return nil, &CorruptError{Object: markerName, Offset: -1, Reason: "it does not describe a repository", Err: err}
+	if m.Format != markerFormat {
+		return nil, &CorruptError{Object: markerName, Offset: -1, Reason: "it does not describe a repository"}
 	}
-	if m.Version != formatVersion {
+	if m.Version != formatVersion && m.Version != sealedVersion || m.Encrypted != (m.Version == sealedVersion) {
 		return nil, exit.New(exit.Refused, "use a newer version of this program",
-			"the repository %s has format version %d, this program knows %d", d.Location(), m.Version, formatVersion)
+			"the repository %s has format version %d, this program knows %d", d.Location(), m.Version, sealedVersion)
 	}
-	return &Repository{driver: d, id: m.ID}, nil
+	r := &Repository{driver: d, id: m.ID}
+	if m.Encrypted {
+		r.ring = newKeyring(d)
+	}
+	return r, nil
 }
 
 // Init makes a repository at a location: in a directory that is missing (its
-// parent must exist) or empty, or in a bucket. Where there is one already, it
-// is opened.
-func Init(ctx context.Context, location string) (r *Repository, created bool, err error) {
+// parent must exist) or empty, or in a bucket. With recipients it is encrypted
+// for them. Where there is one already, it is opened; recipients it has to have
+// then.
+func Init(ctx context.Context, location string, recipients ...string) (r *Repository, created bool, err error) {
 	l, err := ParseLocation(location)
 	if err != nil {
 		return nil, false, err
@@ -96,13 +105,13 @@ func Init(ctx context.Context, location string) (r *Repository, created bool, er
 			return nil, false, err
 		}
 	}
-	return InitDriver(ctx, d)
+	return InitDriver(ctx, d, recipients...)
 }
 
 // InitDriver makes a repository in a store that holds no objects.
-func InitDriver(ctx context.Context, d Driver) (r *Repository, created bool, err error) {
+func InitDriver(ctx context.Context, d Driver, recipients ...string) (r *Repository, created bool, err error) {
 	if r, err := OpenDriver(ctx, d); err == nil {
-		return r, false, nil
+		return r, false, r.mustHave(ctx, recipients)
 	} else if !errors.Is(err, ErrNotExist) {
 		return nil, false, err
 	}
@@ -111,20 +120,21 @@ func InitDriver(ctx context.Context, d Driver) (r *Repository, created bool, err
 			return nil, false, err
 		}
 	}
-	if err := mustBeEmpty(ctx, d); err != nil {
+	if err := mustBeEmpty(ctx, d, len(recipients) > 0); err != nil {
 		return nil, false, err
 	}
 	var id [16]byte
 	if _, err := rand.Read(id[:]); err != nil {
 		return nil, false, err
 	}
-	data, err := json.MarshalIndent(marker{
-		Format: markerFormat, Version: formatVersion, ID: hex.EncodeToString(id[:]), Created: now(),
-	}, "", "  ")
-	if err != nil {
-		return nil, false, err
+	m := &marker{Format: markerFormat, Version: formatVersion, ID: hex.EncodeToString(id[:]), Created: now()}
+	if len(recipients) > 0 { // the keys first: an encrypted repository without keys is of no use
+		m.Version, m.Encrypted = sealedVersion, true
+		if _, err := newEpoch(ctx, d, recipients); err != nil {
+			return nil, false, err
+		}
 	}
-	err = putBytes(ctx, d, markerName, append(data, '\n'))
+	err = putNote(ctx, d, markerName, m)
 	if err != nil && !errors.Is(err, ErrExist) {
 		return nil, false, exit.Wrap(err, exit.Failed, "", "cannot make a repository at %s", d.Location())
 	}
@@ -133,10 +143,36 @@ func InitDriver(ctx context.Context, d Driver) (r *Repository, created bool, err
 	return r, created, err
 }
 
-func mustBeEmpty(ctx context.Context, d Driver) error {
+// mustHave fails unless the repository is encrypted for recipients.
+func (r *Repository) mustHave(ctx context.Context, recipients []string) error {
+	if len(recipients) == 0 {
+		return nil
+	}
+	keys, err := r.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	for _, want := range recipients {
+		_, text, err := parseRecipient(want)
+		if err != nil {
+			return err
+		}
+		if len(keys) == 0 || !slices.ContainsFunc(keys[len(keys)-1].Recipients, func(p Recipient) bool { return p.Key == text }) {
+			return exit.New(exit.Refused, "add it with: dbbackup key add --identity FILE "+text, "%s is a repository already, and not encrypted for %s", r.Location(), text)
+		}
+	}
+	return nil
+}
+
+// mustBeEmpty refuses a store that holds something else; keys may be left of
+// an attempt to make an encrypted repository.
+func mustBeEmpty(ctx context.Context, d Driver, keys bool) error {
 	var found string
 	stop := errors.New("found")
 	err := d.List(ctx, "", func(i ObjectInfo) error {
+		if keys && strings.HasPrefix(i.Name, keysPrefix) {
+			return nil
+		}
 		found = i.Name
 		return stop
 	})

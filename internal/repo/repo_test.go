@@ -362,7 +362,8 @@ func TestMissingPackIsNotReferenced(t *testing.T) {
 	os.Truncate(packs[1], 1000)
 	b := backup(t, c, tr, a.ID)
 	mustRestore(t, c, b.ID, tr)
-	if _, err := restore(t.Context(), c, a.ID); !errors.Is(err, repo.ErrNotExist) {
+	var short *repo.CorruptError
+	if _, err := restore(t.Context(), c, a.ID); !errors.Is(err, repo.ErrNotExist) && !errors.As(err, &short) {
 		t.Errorf("restore without a pack: %v", err)
 	}
 }
@@ -464,8 +465,8 @@ func TestAbort(t *testing.T) {
 	if err != nil || len(cat.Backups) != 0 || len(cat.Started) != 1 || cat.Started[0].ID != w.ID() || cat.Started[0].Dead() {
 		t.Errorf("while it runs: %+v, %v", cat, err)
 	}
-	if removed, err := c.RemoveInterrupted(t.Context()); err != nil || len(removed) != 0 {
-		t.Errorf("removed a running backup: %v, %v", removed, err)
+	if plan, err := c.Sweep(t.Context(), nil, false); err != nil || len(plan.Unfinished)+len(plan.Packs) != 0 || len(plan.Waits) != 1 {
+		t.Errorf("swept below a running backup: %+v, %v", plan, err)
 	}
 	if err := writeTree(w, tr); err != nil {
 		t.Fatal(err)
@@ -568,7 +569,11 @@ func TestFaults(t *testing.T) {
 				return err
 			}
 			s = summary()
-			return w.Commit(s)
+			if err := w.Commit(s); err != nil {
+				w.Suspend()
+				return err
+			}
+			return nil
 		}()
 		cat, cerr := good.Catalog(t.Context())
 		if cerr != nil {

@@ -275,7 +275,7 @@ func (s *Source) stored(ctx context.Context, f *File, n int64, pack int32, first
 // packIndex returns the index of a pack that the manifest names.
 func (m *Manifest) packIndex(ctx context.Context, pack int32) (*objectIndex, error) {
 	p := m.Packs[pack]
-	idx, err := m.cluster.indexes.get(ctx, m.cluster.driver, m.cluster.packHeader(p.Name, m.BlockSize))
+	idx, err := m.cluster.indexes.get(ctx, m.cluster, m.cluster.packHeader(p.Name, m.BlockSize))
 	if err != nil {
 		return nil, err
 	}

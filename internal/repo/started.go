@@ -2,8 +2,6 @@ package repo
 
 import (
 	"bytes"
-	"context"
-	"errors"
 	"os"
 	"strconv"
 	"strings"
@@ -42,49 +40,27 @@ func processTick(pid int) string {
 
 // Dead reports whether the process that began the backup is provably gone:
 // it ran on this host, and the host was started anew or has no such process.
+// One that was stopped said so itself.
 func (s *Started) Dead() bool {
-	host, err := os.Hostname()
-	if err != nil || host != s.Host || s.Boot == "" || s.PID <= 0 {
-		return false
+	if s.stopped {
+		return true
 	}
-	boot := bootID()
-	if boot == "" {
-		return false
-	}
-	return boot != s.Boot || processTick(s.PID) != s.Tick
+	boot, known := s.here()
+	return known && (boot != s.Boot || processTick(s.PID) != s.Tick)
 }
 
-// RemoveInterrupted removes what backups left that were interrupted on this
-// host. Those that are running, or that began on another host, stay. It
-// returns the identifiers of the removed ones.
-func (c *Cluster) RemoveInterrupted(ctx context.Context) ([]string, error) {
-	manifests, started, err := c.listBackups(ctx)
-	if err != nil {
-		return nil, err
+// alive reports whether that process is provably at work.
+func (s *Started) alive() bool {
+	_, known := s.here()
+	return known && !s.Dead()
+}
+
+// here returns this host's boot id if the backup was begun on this host.
+func (s *Started) here() (boot string, known bool) {
+	host, err := os.Hostname()
+	if err != nil || host != s.Host || s.Boot == "" || s.PID <= 0 {
+		return "", false
 	}
-	var removed []string
-	for id := range started {
-		if manifests[id] {
-			continue
-		}
-		s, err := c.readStarted(ctx, id)
-		if errors.Is(err, ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return removed, err
-		}
-		if !s.Dead() {
-			continue
-		}
-		err = c.removeUnfinished(ctx, id)
-		if errors.Is(err, ErrLocked) {
-			continue // a later run can
-		}
-		if err != nil {
-			return removed, err
-		}
-		removed = append(removed, id)
-	}
-	return removed, nil
+	boot = bootID()
+	return boot, boot != ""
 }

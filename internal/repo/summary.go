@@ -1,7 +1,6 @@
 package repo
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -44,6 +43,9 @@ type Summary struct {
 
 	Began    time.Time `json:"began"`
 	Finished time.Time `json:"finished"`
+	// Expires is when the backup may go, whatever the policy says; nil leaves
+	// it to the policy.
+	Expires *time.Time `json:"expires,omitempty"`
 
 	Source Origin `json:"source"`
 
@@ -55,10 +57,12 @@ type Summary struct {
 	ClusterSize int64 `json:"cluster_size"` // of all files
 	Blocks      int64 `json:"blocks"`
 	ZeroBlocks  int64 `json:"zero_blocks"`
-	OldBlocks   int64 `json:"old_blocks"`          // referenced, stored by an earlier backup
-	NewBlocks   int64 `json:"new_blocks"`          // stored by this backup
-	NewSize     int64 `json:"new_size"`            // of the new blocks before compression
-	ReadSize    int64 `json:"read_size,omitempty"` // of what was read from the source
+	OldBlocks   int64 `json:"old_blocks"` // referenced, stored by an earlier backup
+	NewBlocks   int64 `json:"new_blocks"` // stored by this backup
+	// ResumedBlocks are those of the new ones that an interrupted backup had stored.
+	ResumedBlocks int64 `json:"resumed_blocks,omitempty"`
+	NewSize       int64 `json:"new_size"`            // of the new blocks before compression
+	ReadSize      int64 `json:"read_size,omitempty"` // of what was read from the source
 	// Hashed is when every block was read and hashed last: later backups took
 	// blocks over unread that the WAL proves unchanged. Zero: by this backup.
 	Hashed     time.Time `json:"hashed,omitzero"`
@@ -76,7 +80,7 @@ type Summary struct {
 	BackupLabel   string `json:"backup_label"`
 	TablespaceMap string `json:"tablespace_map,omitempty"`
 
-	Encryption json.RawMessage `json:"encryption,omitempty"` // reserved
+	Encryption *Encryption `json:"encryption,omitempty"` // where the packs are encrypted
 
 	// Where the table of packs begins: a block number of the manifest object.
 	PackTable uint32 `json:"pack_table"`
@@ -97,6 +101,17 @@ const (
 	Full        BackupType = "full"        // every block was stored
 	Incremental BackupType = "incremental" // blocks that did not change are referenced
 )
+
+// encryptionScheme is what this version writes: frames under AES-256-GCM,
+// content keys wrapped by age.
+const encryptionScheme = "age+aes256gcm"
+
+// Encryption says how a backup's packs are encrypted.
+type Encryption struct {
+	Scheme     string `json:"scheme"`      // age+aes256gcm
+	Epoch      string `json:"epoch"`       // the vault key that this backup's content key is wrapped for
+	CompareKey string `json:"compare_key"` // which key the block hashes are made with
+}
 
 // SystemID is a system identifier, a string in JSON: it does not fit a
 // double-precision number.
@@ -128,7 +143,7 @@ type Origin struct {
 
 // Tablespace is a tablespace as it was when the backup was taken.
 type Tablespace struct {
-	OID  uint32 `json:"oid"`
+	OID  uint32 `json:"oid"` // its number
 	Path string `json:"path"`
 	Name string `json:"name,omitempty"`
 }
@@ -160,8 +175,8 @@ func (s *Summary) Validate() error {
 		return errors.New("not a manifest")
 	case s.Version != manifestVersion:
 		return fmt.Errorf("manifest version %d: %w", s.Version, ErrUnknownFormat)
-	case len(s.Encryption) != 0:
-		return fmt.Errorf("encrypted: %w", ErrUnknownFormat)
+	case s.Encryption != nil && s.Encryption.Scheme != encryptionScheme:
+		return fmt.Errorf("encrypted as %q: %w", s.Encryption.Scheme, ErrUnknownFormat)
 	case s.BlockSize < 1024 || s.BlockSize > 32768 || s.BlockSize&(s.BlockSize-1) != 0:
 		return fmt.Errorf("block size %d", s.BlockSize)
 	case !wal.SegmentSize(s.WALSegmentSize).Valid():
