@@ -81,7 +81,7 @@ func (j *job) compareDivergence(ctx context.Context) (*Divergence, error) {
 	d := &Divergence{
 		Target: Side{Name: j.targetName(), Timeline: j.tc.Timeline(), End: max(j.tc.CheckPoint, j.tc.MinRecoveryPoint), State: j.tc.State.String()},
 		Source: Side{j.source.Name(), j.sh.Timeline, j.sh.Spans(), end, j.sc.State.String()},
-		Start:  &Checkpoint{LSN: j.sc.CheckPoint, Redo: c.Redo, Timeline: c.ThisTimeLineID},
+		Start:  &Checkpoint{LSN: j.sc.CheckPoint, Redo: c.Redo, Timeline: c.ThisTimeLineID, nextXID: c.NextXid},
 		Reason: "both sides are compared block by block",
 	}
 	j.th, err = readHistory(d.Target.Timeline, "the target", j.orArchived(ctx, func(path string) ([]byte, error) {

@@ -100,7 +100,7 @@ func (j *job) findCheckpoint(ctx context.Context, d *Divergence) error {
 			return false, err
 		}
 		if c, ok := detail.(*wal.Checkpoint); ok {
-			d.Checkpoint = &Checkpoint{LSN: r.LSN, Redo: c.Redo, Timeline: c.Timeline}
+			d.Checkpoint = &Checkpoint{LSN: r.LSN, Redo: c.Redo, Timeline: c.Timeline, nextXID: c.NextXID}
 			return false, nil
 		}
 		return true, nil
@@ -127,5 +127,5 @@ func earlier(c *Checkpoint, source *volume.Control) *Checkpoint {
 	if source.CheckPointCopy.Redo >= c.Redo {
 		return c
 	}
-	return &Checkpoint{LSN: source.CheckPoint, Redo: source.CheckPointCopy.Redo, Timeline: source.CheckPointCopy.ThisTimeLineID}
+	return &Checkpoint{LSN: source.CheckPoint, Redo: source.CheckPointCopy.Redo, Timeline: source.CheckPointCopy.ThisTimeLineID, nextXID: source.CheckPointCopy.NextXid}
 }

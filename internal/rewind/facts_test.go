@@ -380,3 +380,35 @@ func TestLargeSegments(t *testing.T) {
 	mustRun(t, p.options())
 	p.proveEqual(p.new)
 }
+
+// TestPreparedTransactions: prepared on both sides before and after the fork;
+// those of the source are there when the target is promoted. PostgreSQL 18 loses
+// them where their files lie in the target before replay makes them again.
+func TestPreparedTransactions(t *testing.T) {
+	pgtest.Each(t, func(t *testing.T, major int) {
+		p := newPair(t, pgtest.Options{Major: major, Config: []string{"max_prepared_transactions = 10"}})
+		prepare := func(n *pgtest.Node, gid string) {
+			n.Exec("BEGIN; INSERT INTO grows VALUES (1); PREPARE TRANSACTION '" + gid + "'")
+		}
+		prepare(p.old, "before")
+		prepare(p.old, "ended here")
+		p.old.Exec("CHECKPOINT")
+		prepare(p.old, "late")
+		p.new.WaitFor(p.old)
+		p.new.Promote()
+		p.old.Exec("COMMIT PREPARED 'ended here'")
+		prepare(p.old, "lost")
+		prepare(p.new, "after")
+		p.new.Exec("CHECKPOINT")
+		p.old.Exec("CHECKPOINT")
+		p.old.Stop()
+		mustRun(t, p.options())
+		p.old.Start()
+		p.old.WaitFor(p.new)
+		p.new.Stop()
+		p.old.Promote()
+		if got := p.old.SQL("SELECT string_agg(gid, ', ' ORDER BY gid) FROM pg_prepared_xacts"); got != "after, before, ended here, late" {
+			t.Errorf("prepared: %s", got)
+		}
+	})
+}

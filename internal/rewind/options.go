@@ -64,6 +64,8 @@ type Checkpoint struct {
 	LSN      wal.LSN     `json:"lsn"`      // of the checkpoint record
 	Redo     wal.LSN     `json:"redo"`     // its redo point
 	Timeline timeline.ID `json:"timeline"` // of the checkpoint
+
+	nextXID uint64 // the first transaction that is not in it, with the epoch in the upper half; 0 where it is not known
 }
 
 // Divergence says whether and where target and source parted.

@@ -260,6 +260,12 @@ func (p *planner) link(e blockcopy.Entry) error {
 }
 
 func (p *planner) file(e, t blockcopy.Entry, have bool) {
+	if p.preparedLater(e.Path) {
+		if have {
+			p.add(blockcopy.Action{Kind: blockcopy.Remove, Path: e.Path, Reason: "replay makes it again"})
+		}
+		return
+	}
 	if p.byHash(e, t, have) {
 		return
 	}
