@@ -34,9 +34,13 @@ func renderLost(t *cli.Text, r *rewind.Report) {
 
 // renderTables sums the lost transactions up by table.
 func renderTables(t *cli.Text, lost []rewind.LostTransaction) {
+	times := map[*rewind.LostDeeds]int64{} // many did the same
+	for i := range lost {
+		times[lost[i].LostDeeds]++
+	}
 	sums := map[string]*rewind.RelationChange{}
-	for _, x := range lost {
-		for _, c := range x.Changes {
+	for deeds, n := range times {
+		for _, c := range deeds.Changes {
 			if !forUsers(c.Kind) {
 				continue
 			}
@@ -45,7 +49,7 @@ func renderTables(t *cli.Text, lost []rewind.LostTransaction) {
 				s = &rewind.RelationChange{Relation: c.Relation}
 				sums[c.Relation] = s
 			}
-			s.Inserted, s.Updated, s.Deleted = s.Inserted+c.Inserted, s.Updated+c.Updated, s.Deleted+c.Deleted
+			s.Inserted, s.Updated, s.Deleted = s.Inserted+n*c.Inserted, s.Updated+n*c.Updated, s.Deleted+n*c.Deleted
 		}
 	}
 	if len(sums) == 0 {

@@ -10,10 +10,17 @@ import (
 
 // LostTransaction is a transaction that the target committed after the fork.
 type LostTransaction struct {
-	XID       uint32           `json:"xid"`
-	LSN       wal.LSN          `json:"lsn"`                 // of the commit record; of the prepare record for one that is prepared only
-	Time      time.Time        `json:"commit_time"`         // as the target's clock had it; when it was prepared for one that is prepared only
-	GID       string           `json:"gid,omitempty"`       // of a prepared transaction, where the WAL tells it
+	XID  uint32    `json:"xid"`
+	LSN  wal.LSN   `json:"lsn"`           // of the commit record; of the prepare record for one that is prepared only
+	Time time.Time `json:"commit_time"`   // as the target's clock had it; when it was prepared for one that is prepared only
+	GID  string    `json:"gid,omitempty"` // of a prepared transaction, where the WAL tells it
+	*LostDeeds
+	Subxacts int `json:"subtransactions,omitempty"`
+}
+
+// LostDeeds is what a transaction did. Transactions that did the same share
+// it: of hundreds of thousands of small ones few differ.
+type LostDeeds struct {
 	Changes   []RelationChange `json:"changes,omitempty"`   // rows that it changed, tables of users first
 	Created   []string         `json:"created,omitempty"`   // tables, sequences and materialized views that it made and that are there
 	Truncated []string         `json:"truncated,omitempty"` // tables that it emptied by TRUNCATE
@@ -21,7 +28,6 @@ type LostTransaction struct {
 	Removed   []string         `json:"removed,omitempty"`   // tables, sequences and materialized views that it dropped
 	Relations []string         `json:"relations,omitempty"` // main forks it changed, indexes too: tablespace/database/file number
 	Dropped   []string         `json:"dropped,omitempty"`   // files it removed: tablespace/database/file number
-	Subxacts  int              `json:"subtransactions,omitempty"`
 }
 
 // RelationChange is what a transaction did to the rows of a relation.
@@ -34,75 +40,9 @@ type RelationChange struct {
 	Deleted  int64  `json:"deleted"`  // rows
 }
 
-// rowCounts are the rows that a transaction changed in a relation's file.
-type rowCounts struct {
-	file                       wal.RelFile
-	inserted, updated, deleted int64
-}
-
-// txn is what a transaction, or a subtransaction, did so far. Most touch a
-// handful of files, which a list finds faster than a map.
-type txn struct {
-	files     []rowCounts
-	index     map[wal.RelFile]int // into files, once there are many
-	created   []wal.RelFile       // main forks
-	truncated []uint32            // OIDs, where the WAL tells them
-}
-
-const manyFiles = 12
-
-func (t *txn) at(f wal.RelFile) *rowCounts {
-	if t.index != nil {
-		if i, ok := t.index[f]; ok {
-			return &t.files[i]
-		}
-	} else {
-		for i := range t.files {
-			if t.files[i].file == f {
-				return &t.files[i]
-			}
-		}
-	}
-	t.files = append(t.files, rowCounts{file: f})
-	if t.index != nil {
-		t.index[f] = len(t.files) - 1
-	} else if len(t.files) > manyFiles {
-		t.index = map[wal.RelFile]int{}
-		for i := range t.files {
-			t.index[t.files[i].file] = i
-		}
-	}
-	return &t.files[len(t.files)-1]
-}
-
-func (t *txn) add(o *txn) {
-	if o == nil {
-		return
-	}
-	for i := range o.files {
-		c := t.at(o.files[i].file)
-		c.inserted += o.files[i].inserted
-		c.updated += o.files[i].updated
-		c.deleted += o.files[i].deleted
-	}
-	t.created = append(t.created, o.created...)
-	t.truncated = append(t.truncated, o.truncated...)
-}
-
-// ended is a transaction that committed, or was prepared, after the fork.
-type ended struct {
-	xid     uint32
-	subs    []uint32
-	lsn     wal.LSN
-	time    time.Time
-	gid     string
-	dropped []wal.RelFile
-	work    *txn
-}
-
 // lostWork is what the target's WAL says of transactions.
 type lostWork struct {
-	committed []*ended          // after the fork, in the order of their commits
+	committed []ended           // after the fork, in the order of their commits
 	prepared  map[uint32]*ended // prepared, and neither committed nor aborted
 	files     map[wal.RelFile]bool
 	commits   map[uint32]bool // every transaction and subtransaction that committed, before the fork too
@@ -113,7 +53,8 @@ type lostWork struct {
 // of their subtransactions.
 func (w *lostWork) xids() map[uint32]bool {
 	out := map[uint32]bool{}
-	for _, e := range w.committed {
+	for i := range w.committed {
+		e := &w.committed[i]
 		if e.xid != 0 {
 			out[e.xid] = true
 		}
@@ -180,8 +121,8 @@ func (j *job) oldest(ctx context.Context, w *lostWork, lsn wal.LSN) (uint32, err
 			oldest = xid
 		}
 	}
-	for _, e := range w.committed {
-		consider(e.xid)
+	for i := range w.committed {
+		consider(w.committed[i].xid)
 	}
 	for xid := range w.prepared {
 		consider(xid)

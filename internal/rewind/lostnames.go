@@ -18,12 +18,13 @@ type names struct {
 	target *catalog.Catalog // nil where it cannot be read
 	source func(wal.RelFile) *catalog.Relation
 	known  map[wal.RelFile]*catalog.Relation
+	told   map[*txn]*LostDeeds
 }
 
 // openNames reads the target's catalogs. After a crash their files are behind
 // the WAL, which says what committed since.
 func (j *job) openNames(ctx context.Context, w *lostWork) *names {
-	n := &names{known: map[wal.RelFile]*catalog.Relation{}}
+	n := &names{known: map[wal.RelFile]*catalog.Relation{}, told: map[*txn]*LostDeeds{}}
 	c, err := catalog.Open(j.Target, catalog.Options{Committed: func(xid uint32) bool { return w.commits[xid] }})
 	if err != nil {
 		j.warn("the target's catalogs cannot be read, relations are named by their files: %v", err)

@@ -16,9 +16,9 @@ func (j *job) describeLost(ctx context.Context, rep *Report) error {
 		return err
 	}
 	n := j.openNames(ctx, w)
-	rep.Lost = []LostTransaction{}
-	for _, e := range w.committed {
-		rep.Lost = append(rep.Lost, n.describe(e))
+	rep.Lost = make([]LostTransaction, len(w.committed))
+	for i := range w.committed {
+		rep.Lost[i] = n.describe(&w.committed[i])
 	}
 	for _, e := range w.prepared {
 		rep.Prepared = append(rep.Prepared, n.describe(e))
@@ -39,7 +39,24 @@ func fileNames(set map[wal.RelFile]bool) []string {
 
 // describe puts a transaction in the report's words.
 func (n *names) describe(e *ended) LostTransaction {
-	l := LostTransaction{XID: e.xid, LSN: e.lsn, Time: e.time.UTC(), GID: e.gid, Subxacts: len(e.subs)}
+	return LostTransaction{XID: e.xid, LSN: e.lsn, Time: e.time.UTC(), GID: e.gid, LostDeeds: n.deeds(e), Subxacts: len(e.subs)}
+}
+
+// deeds describes what a transaction did, once for all that did the same.
+func (n *names) deeds(e *ended) *LostDeeds {
+	if len(e.dropped) > 0 {
+		return n.describeDeeds(e)
+	}
+	l := n.told[e.work]
+	if l == nil {
+		l = n.describeDeeds(e)
+		n.told[e.work] = l
+	}
+	return l
+}
+
+func (n *names) describeDeeds(e *ended) *LostDeeds {
+	l := &LostDeeds{}
 	for i := range e.work.files {
 		c := &e.work.files[i]
 		l.Relations = append(l.Relations, c.file.String())
@@ -55,7 +72,7 @@ func (n *names) describe(e *ended) LostTransaction {
 		l.Dropped = append(l.Dropped, f.String())
 	}
 	slices.Sort(l.Dropped)
-	n.files(e, &l)
+	n.files(e, l)
 	return l
 }
 
@@ -74,7 +91,7 @@ func rank(kind string) int {
 }
 
 // files tells what became of the relations whose files the transaction made or removed.
-func (n *names) files(e *ended, l *LostTransaction) {
+func (n *names) files(e *ended, l *LostDeeds) {
 	for _, f := range e.work.created {
 		r := n.of(f)
 		if r == nil || !hasRows(r) || slices.Contains(e.dropped, f) {

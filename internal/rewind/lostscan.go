@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"sync"
 
 	"tidemark/pkg/wal"
 )
@@ -11,17 +13,21 @@ import (
 // readLost reads the target's WAL from start to end and collects what the
 // transactions did that committed after the fork.
 func (j *job) readLost(ctx context.Context, start, fork, end wal.LSN) (*lostWork, error) {
-	c := collector{fork: fork, open: map[uint32]*txn{},
-		out: lostWork{prepared: map[uint32]*ended{}, files: map[wal.RelFile]bool{}, commits: map[uint32]bool{}, begun: start}}
-	if err := j.eachRecord(ctx, start, end, c.record); err != nil {
+	s := lostScan{src: j.wal, opt: j.walOptions(start), fork: fork, size: lostPiece, workers: runtime.GOMAXPROCS(0)}
+	s.opt.End = end
+	w, err := s.parallel(ctx)
+	if w == nil && err == nil {
+		w, err = s.serial(func(fn func(*wal.Record) error) error { return j.eachRecord(ctx, start, end, fn) })
+	}
+	if err != nil {
 		return nil, err
 	}
-	for xid, e := range c.out.prepared {
+	for xid, e := range w.prepared {
 		if e.lsn < fork {
-			delete(c.out.prepared, xid) // the source has it, too
+			delete(w.prepared, xid) // the source has it, too
 		}
 	}
-	return &c.out, nil
+	return w, nil
 }
 
 // eachRecord calls fn for every record of the target's WAL between start and end.
@@ -50,122 +56,239 @@ func (j *job) eachRecord(ctx context.Context, start, end wal.LSN, fn func(*wal.R
 	return nil
 }
 
-// collector keeps, per open transaction, what it did.
-type collector struct {
-	fork   wal.LSN
-	open   map[uint32]*txn // by the number of the transaction or subtransaction
-	change wal.HeapChange
-	out    lostWork
+// lostPiece is the part of the WAL that one worker reads at a time, cut at
+// multiples of it.
+const lostPiece = 16 << 20
+
+// lostScan is one reading of the target's WAL. It is cut into pieces, which
+// workers read ahead of time; what they found is merged in the order of the WAL.
+type lostScan struct {
+	src     wal.Source
+	opt     wal.Options // with the range to read
+	fork    wal.LSN
+	size    wal.LSN // of a piece
+	workers int
 }
 
-// of returns what a transaction did so far.
-func (c *collector) of(xid uint32) *txn {
-	t := c.open[xid]
-	if t == nil {
-		t = &txn{}
-		c.open[xid] = t
-	}
-	return t
+func (s *lostScan) newWork() *lostWork {
+	return &lostWork{prepared: map[uint32]*ended{}, files: map[wal.RelFile]bool{}, commits: map[uint32]bool{}, begun: s.opt.Start}
 }
 
-func (c *collector) record(r *wal.Record) error {
-	c.touch(r)
-	switch r.RMID {
-	case wal.RmHeap, wal.RmHeap2:
-		ok, err := wal.DecodeHeap(r, &c.change)
-		if ok && r.XID != 0 {
-			c.rows(c.of(r.XID))
+// serial reads from front to back.
+func (s *lostScan) serial(each func(func(*wal.Record) error) error) (*lostWork, error) {
+	m := newMerger(s.newWork(), s.fork)
+	c := newCollector(s.fork)
+	next := s.cut(s.opt.Start)
+	err := each(func(r *wal.Record) error {
+		if r.LSN >= next {
+			m.merge(c)
+			c.reset()
+			next = s.cut(r.LSN)
 		}
-		return err
-	case wal.RmTransaction, wal.RmStorage:
-		detail, err := wal.Decode(r)
-		if err != nil {
-			return fmt.Errorf("the record at %s: %w", r.LSN, err)
-		}
-		c.detail(r, detail)
-	}
-	return nil
+		return c.record(r)
+	})
+	m.merge(c)
+	return m.out, err
 }
 
-// touch notes the main forks that a record changes.
-func (c *collector) touch(r *wal.Record) {
-	for i := range r.Blocks {
-		f := r.Blocks[i].File
-		if f.Fork != wal.ForkMain || i > 0 && f == r.Blocks[i-1].File {
-			continue
-		}
-		if r.LSN >= c.fork && !c.out.files[f] {
-			c.out.files[f] = true
-		}
-		if r.XID != 0 {
-			c.of(r.XID).at(f)
-		}
-	}
+// cut returns where the piece with lsn in it ends.
+func (s *lostScan) cut(lsn wal.LSN) wal.LSN { return lsn - lsn%s.size + s.size }
+
+// walPiece is a part of the WAL and what a worker found in it.
+type walPiece struct {
+	start, end  wal.LSN
+	done        chan struct{}
+	found       *collector
+	first, last wal.LSN // records; 0 where none begins in the piece
+	prev        wal.LSN // back link of the first
+	timelines   [2]wal.TimelineID
+	whole       bool // read without a fault
 }
 
-// rows counts the change just decoded.
-func (c *collector) rows(t *txn) {
-	n := int64(len(c.change.Offsets))
-	switch c.change.Op {
-	case wal.HeapInsert:
-		t.at(c.change.File).inserted += n
-	case wal.HeapRetract: // the insertion never took place
-		t.at(c.change.File).inserted -= n
-	case wal.HeapUpdate:
-		t.at(c.change.File).updated += n
-	case wal.HeapDelete:
-		t.at(c.change.File).deleted += n
-	case wal.HeapTruncate:
-		t.truncated = append(t.truncated, c.change.Relations...)
+// parallel reads with several workers. The work is nil where a piece is not as
+// it should be: reading from front to back says best what that means.
+func (s *lostScan) parallel(ctx context.Context) (*lostWork, error) {
+	if s.workers < 2 || s.cut(s.opt.Start) >= s.opt.End {
+		return nil, nil
 	}
-}
-
-func (c *collector) detail(r *wal.Record, detail wal.Detail) {
-	switch d := detail.(type) {
-	case *wal.RelationCreate:
-		if d.File.Fork == wal.ForkMain && r.XID != 0 {
-			t := c.of(r.XID)
-			t.created = append(t.created, d.File)
+	ctx, cancel := context.WithCancel(ctx)
+	todo, free := make(chan *walPiece, 2*s.workers), make(chan *collector, 4*s.workers)
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	defer close(todo)
+	defer cancel()
+	for range s.workers {
+		workers.Go(func() { s.work(ctx, todo, free) })
+	}
+	m := newMerger(s.newWork(), s.fork)
+	var ahead []*walPiece // handed out and not merged
+	var before walPiece   // the last one in which a record begins
+	for next := s.opt.Start; ; {
+		for len(ahead) < cap(todo) && next < s.opt.End {
+			p := &walPiece{start: next, end: min(s.cut(next), s.opt.End), done: make(chan struct{})}
+			ahead, next = append(ahead, p), p.end
+			todo <- p
 		}
-	case *wal.Commit:
-		c.commit(r.LSN, d)
-	case *wal.Abort:
-		c.take(d.XID, d.Subtransactions)
-		delete(c.out.prepared, d.XID)
-	case *wal.Prepare:
-		c.out.prepared[d.XID] = &ended{xid: d.XID, subs: d.Subtransactions, lsn: r.LSN, time: d.Time, gid: d.GID,
-			dropped: d.CommitDrops, work: c.take(d.XID, d.Subtransactions)}
+		if len(ahead) == 0 {
+			return m.out, nil
+		}
+		p := ahead[0]
+		ahead = ahead[1:]
+		<-p.done
+		if !p.whole || !p.follows(&before) {
+			return nil, context.Cause(ctx)
+		}
+		m.merge(p.found)
+		free <- p.found
+		if p.found = nil; p.first != 0 {
+			before = *p
+		}
 	}
 }
 
-// take takes what a transaction and its subtransactions did out of the open ones.
-func (c *collector) take(xid uint32, subs []uint32) *txn {
-	t := c.open[xid]
-	if t == nil {
-		t = &txn{}
+// follows tells whether the piece begins with the record behind the last one before it.
+func (p *walPiece) follows(before *walPiece) bool {
+	return p.first == 0 || before.first == 0 || p.prev == before.last && p.timelines[0] >= before.timelines[1]
+}
+
+func (s *lostScan) work(ctx context.Context, todo <-chan *walPiece, free <-chan *collector) {
+	for p := range todo {
+		select {
+		case p.found = <-free:
+			p.found.reset()
+		default:
+			p.found = newCollector(s.fork)
+		}
+		p.whole = p.read(ctx, s)
+		close(p.done)
 	}
-	delete(c.open, xid)
+}
+
+// read reads the piece and reports whether it could be read to its end.
+func (p *walPiece) read(ctx context.Context, s *lostScan) bool {
+	o := s.opt
+	o.Start, o.End, o.FindFirst = p.start, p.end, true
+	r, err := wal.NewReader(ctx, s.src, o)
+	if err != nil {
+		return false
+	}
+	defer r.Close()
+	for r.Next() {
+		rec := r.Record()
+		if p.first == 0 {
+			p.first, p.prev, p.timelines[0] = rec.LSN, rec.Prev, rec.Timeline
+		}
+		p.last, p.timelines[1] = rec.LSN, rec.Timeline
+		if p.found.record(rec) != nil {
+			return false
+		}
+	}
+	return r.End() == nil
+}
+
+// merger puts together what was found in the pieces of the WAL, in their order.
+type merger struct {
+	fork wal.LSN
+	open map[uint32]*txn // by the number of the transaction or subtransaction
+	pool txnPool
+	out  *lostWork
+}
+
+func newMerger(out *lostWork, fork wal.LSN) *merger {
+	return &merger{fork: fork, open: map[uint32]*txn{}, pool: newTxnPool(), out: out}
+}
+
+// merge takes a piece in: the ends of transactions take along what was open
+// before the piece, and what the piece left open stays so.
+func (m *merger) merge(c *collector) {
+	same := map[*txn]*txn{}
+	for i := range c.ends {
+		e := &c.ends[i]
+		switch e.how {
+		case committed:
+			m.commit(e, m.workOf(e, same))
+		case prepared:
+			m.out.prepared[e.xid] = &ended{xid: e.xid, lsn: e.lsn, time: e.time, work: m.workOf(e, same), details: e.details}
+		case aborted:
+			m.take(e.xid, e.subs, nil)
+			delete(m.out.prepared, e.xid)
+		}
+	}
+	for xid, t := range c.open {
+		if o := m.open[xid]; o != nil {
+			o.add(t)
+		} else {
+			m.open[xid] = t.clone()
+		}
+	}
+	for f := range c.files {
+		m.out.files[f] = true
+	}
+}
+
+// workOf is what an ended transaction did in all pieces.
+func (m *merger) workOf(e *ending, same map[*txn]*txn) *txn {
+	if before := m.take(e.xid, e.subs, nil); before != nil {
+		before.add(e.work)
+		return m.pool.keep(before)
+	}
+	kept := same[e.work]
+	if kept == nil {
+		kept = m.pool.keep(e.work)
+		same[e.work] = kept
+	}
+	return kept
+}
+
+// take takes what a transaction and its subtransactions did out of the open
+// ones, and adds it to t. It returns nil where that is nothing.
+func (m *merger) take(xid uint32, subs []uint32, t *txn) *txn {
+	if len(m.open) == 0 {
+		return t
+	}
+	one := func(xid uint32) {
+		o := m.open[xid]
+		if o == nil {
+			return
+		}
+		delete(m.open, xid)
+		if t == nil {
+			t = o
+		} else {
+			t.add(o)
+		}
+	}
+	one(xid)
 	for _, sub := range subs {
-		t.add(c.open[sub])
-		delete(c.open, sub)
+		one(sub)
 	}
 	return t
 }
 
 // commit takes a commit in. One without a transaction id removed files only.
-func (c *collector) commit(lsn wal.LSN, d *wal.Commit) {
-	e := &ended{xid: d.XID, subs: d.Subtransactions, lsn: lsn, time: d.Time, gid: d.GID, dropped: d.Dropped, work: c.take(d.XID, d.Subtransactions)}
-	if p := c.out.prepared[d.XID]; d.Prepared && p != nil {
-		e.work.add(p.work)
-		if e.gid == "" {
-			e.gid = p.gid
+func (m *merger) commit(e *ending, work *txn) {
+	out := ended{xid: e.xid, lsn: e.lsn, time: e.time, work: work, details: e.details}
+	if p := m.out.prepared[e.xid]; e.twoPhase && p != nil {
+		both := work.clone()
+		both.add(p.work)
+		out.work = m.pool.keep(both)
+		if e.gid == "" && p.gid != "" {
+			d := *e.details
+			d.gid = p.gid
+			out.details = &d
 		}
-		delete(c.out.prepared, d.XID)
+		delete(m.out.prepared, e.xid)
 	}
-	for _, xid := range append([]uint32{d.XID}, d.Subtransactions...) {
-		c.out.commits[xid] = true
+	m.out.commits[e.xid] = true
+	for _, sub := range e.subs {
+		m.out.commits[sub] = true
 	}
-	if lsn >= c.fork && (d.XID != 0 || len(d.Dropped) > 0) {
-		c.out.committed = append(c.out.committed, e)
+	if e.lsn >= m.fork && (e.xid != 0 || len(e.dropped) > 0) {
+		m.out.committed = append(m.out.committed, out)
 	}
+}
+
+// decodeFault says at which record decoding failed.
+func decodeFault(r *wal.Record, err error) error {
+	return fmt.Errorf("the record at %s: %w", r.LSN, err)
 }

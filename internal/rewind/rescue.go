@@ -225,7 +225,8 @@ func (res *RescueResult) write() error {
 // madeFiles are the main forks that lost transactions made.
 func (w *lostWork) madeFiles() map[wal.RelFile]bool {
 	out := map[wal.RelFile]bool{}
-	for _, e := range w.committed {
+	for i := range w.committed {
+		e := &w.committed[i]
 		for _, f := range e.work.created {
 			out[f] = true
 		}
@@ -235,7 +236,8 @@ func (w *lostWork) madeFiles() map[wal.RelFile]bool {
 
 // listLosses lists what cannot be saved by its nature.
 func (r *rescuer) listLosses() {
-	for _, e := range r.work.committed {
+	for i := range r.work.committed {
+		e := &r.work.committed[i]
 		l := r.names.describe(e)
 		for _, name := range l.Truncated {
 			r.notSaved(name, 0, "transaction %d truncated it: its rows from before are gone", e.xid)

@@ -42,7 +42,8 @@ const template1 = 1
 // databases are those that the lost transactions wrote to.
 func (r *rescuer) databases() []uint32 {
 	set := map[uint32]bool{}
-	for _, e := range r.work.committed {
+	for i := range r.work.committed {
+		e := &r.work.committed[i]
 		for i := range e.work.files {
 			if f := e.work.files[i].file; f.Database != 0 {
 				set[f.Database] = true

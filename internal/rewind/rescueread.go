@@ -93,7 +93,8 @@ func (r *rescuer) readDatabase(ctx context.Context, s *scratch, oid uint32, name
 // touched are the files in the database that lost transactions wrote to.
 func (d *reading) touched(db uint32) []wal.RelFile {
 	set := map[wal.RelFile]bool{}
-	for _, e := range d.work.committed {
+	for i := range d.work.committed {
+		e := &d.work.committed[i]
 		for i := range e.work.files {
 			if f := e.work.files[i].file; f.Database == db {
 				set[f] = true

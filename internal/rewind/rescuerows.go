@@ -94,7 +94,8 @@ func (j *job) trackRows(ctx context.Context, w *lostWork, n *names, fork, end wa
 		return want
 	}}
 	t.rewrote = map[wal.RelFile]map[uint32]bool{}
-	for _, e := range w.committed {
+	for i := range w.committed {
+		e := &w.committed[i]
 		for _, f := range n.rewrote(e) {
 			t.rewrote[f] = map[uint32]bool{e.xid: true}
 			for _, sub := range e.subs {
