@@ -33,7 +33,7 @@ type commands struct {
 // Examples shows the whole command at work.
 func (commands) Examples() string {
 	return `dbrewind check -D /srv/pg --source-server 'host=db2 user=postgres'    # look first
-dbrewind rescue -D /srv/pg --source-server 'host=db2 user=postgres' --out /srv/lost   # save what would be lost
+dbrewind rescue -D /srv/pg --source-server host=db2 --out /srv/lost   # save the lost rows
 dbrewind run -D /srv/pg --source-server 'host=db2 user=postgres' -R   # rewind, follow db2
 dbrewind undo -D /srv/pg                                              # as it was before
 dbrewind --target-pgdata=/srv/pg --source-pgdata=/srv/pg-new          # as pg_rewind`

@@ -100,6 +100,8 @@ func (j *job) comparable(base *repo.Summary) error {
 		return unprovenf("backup %s began later in the WAL, at %s", base.ID, base.Start.LSN)
 	case j.server.inRecovery && j.control.MinRecoveryPoint < base.Stop.LSN:
 		return unprovenf("the standby is not as far as backup %s, at %s", base.ID, base.Stop.LSN)
+	case base.Checksums != j.control.Checksums():
+		return unprovenf("pg_checksums rewrote every page since backup %s", base.ID)
 	case base.Major != j.control.Major() || base.CatalogVersion != j.control.CatalogVersionNo:
 		return unprovenf("backup %s is of another version of the server", base.ID)
 	case int64(j.start.Redo-base.Start.LSN) > mapLimit*j.files.bytes:

@@ -99,6 +99,13 @@ func (j *job) readTarget(mayChange bool) error {
 	if j.tc, err = volume.ReadControl(j.Target); err != nil {
 		return exit.Wrap(err, exit.Failed, "the target cannot be read: seed it anew (dbrepl seed)", "the target's control file")
 	}
+	switch major, err := postgres.DataDirMajor(j.Target); {
+	case err != nil:
+		return err
+	case major != j.tc.Major():
+		return exit.New(exit.Refused, "one of the two files is not this cluster's; seed the node anew (dbrepl seed)",
+			"the target's PG_VERSION says %d, its pg_control is of PostgreSQL %d", major, j.tc.Major())
+	}
 	return nil
 }
 
