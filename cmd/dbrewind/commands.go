@@ -72,7 +72,7 @@ type rewindFlags struct {
 	Recovery    bool              `name:"write-recovery-conf" short:"R" help:"Make the target a standby of the source server; with --source-repo, one that follows the archive."`
 	NoSync      bool              `name:"no-sync" short:"N" help:"Do not wait for data to be on disk."`
 	NoShutdown  bool              `name:"no-ensure-shutdown" help:"Refuse a crashed target instead of recovering it."`
-	SyncMethod  string            `name:"sync-method" placeholder:"METHOD" enum:"fsync,syncfs" default:"fsync" help:"Accepted; only what is written is synced anyway."`
+	SyncMethod  string            `name:"sync-method" placeholder:"METHOD" enum:"fsync,syncfs" default:"fsync" help:"Accepted, and changes nothing: fsync or syncfs, each file that is written is fsynced by itself, nothing else."`
 	NoUndo      bool              `name:"no-undo" help:"Keep nothing for 'dbrewind undo': saves the space."`
 	TakeConfig  bool              `name:"take-config" help:"Take the source's configuration files too."`
 	Start       bool              `name:"start" help:"Afterwards start the server, and wait until it streams and has caught up with the source."`
