@@ -128,7 +128,7 @@ func (b *bench) transactions(s *scratch.Server, n int) error {
 
 // diverge makes the old and the new primary of a scenario, both stopped.
 func (b *bench) diverge(ctx context.Context, sc scenario) error {
-	mark := fmt.Sprintf("%s-%d-%d", sc.name, sc.oldTx, sc.newTx)
+	mark := fmt.Sprintf("%s-%d-%d-%d", sc.name, commonTx, sc.oldTx, sc.newTx)
 	if b.done(mark) {
 		return nil
 	}
