@@ -45,7 +45,7 @@ func digests(t *testing.T, dir, id string) map[string]string {
 // TestPageMap: what an incremental backup takes over unread is what reading it
 // would have given, through everything that the WAL does not tell block by block.
 func TestPageMap(t *testing.T) {
-	pgtest.Each(t, func(t *testing.T, major int) {
+	pgtest.EachLong(t, func(t *testing.T, major int) {
 		dir := newRepo(t)
 		n := pgtest.New(t, pgtest.Options{Major: major, Checksums: true, Config: append(archiving(dir), "autovacuum = off")})
 		n.Exec("CREATE TABLE big AS SELECT g AS id, repeat('x', 500) AS t FROM generate_series(1, 40000) g")
@@ -93,7 +93,7 @@ func TestPageMap(t *testing.T) {
 // TestPageMapUnproven: everything is read where the WAL proves nothing, and it
 // is said why.
 func TestPageMapUnproven(t *testing.T) {
-	pgtest.Each(t, func(t *testing.T, major int) {
+	pgtest.EachLong(t, func(t *testing.T, major int) {
 		dir := newRepo(t)
 		n := pgtest.New(t, pgtest.Options{Major: major, Checksums: true})
 		n.Exec("CREATE TABLE big AS SELECT g AS id, repeat('x', 500) AS t FROM generate_series(1, 20000) g")

@@ -103,6 +103,18 @@ func Each(t *testing.T, f func(t *testing.T, major int)) {
 	}
 }
 
+// EachLong is Each for tests that take long: unless major versions are asked
+// for by name, as the matrix does, it runs on the first one only.
+func EachLong(t *testing.T, f func(t *testing.T, major int)) {
+	t.Helper()
+	if os.Getenv("TIDEMARK_PG_MAJORS") == "" {
+		major := Majors(t)[0]
+		t.Run("pg"+strconv.Itoa(major), func(t *testing.T) { f(t, major) })
+		return
+	}
+	Each(t, f)
+}
+
 // installed returns the supported major versions found on this machine, ascending.
 var installed = sync.OnceValue(func() []int {
 	var majors []int

@@ -68,7 +68,7 @@ func forkSegment(t *testing.T, archive string) string {
 }
 
 func TestArchive(t *testing.T) {
-	pgtest.Each(t, func(t *testing.T, major int) {
+	pgtest.EachLong(t, func(t *testing.T, major int) {
 		p, archive := archivedPair(t, pgtest.Options{Major: major})
 		p.recycle()
 		segment := forkSegment(t, archive)
@@ -186,7 +186,7 @@ func push(t *testing.T, c *repo.Cluster, archive string) {
 // TestArchiveInRepository: the restore_command of both sides is of no use, the
 // repository has everything. Neither stops the other.
 func TestArchiveInRepository(t *testing.T) {
-	pgtest.Each(t, func(t *testing.T, major int) {
+	pgtest.EachLong(t, func(t *testing.T, major int) {
 		p, archive := archivedPair(t, pgtest.Options{Major: major})
 		p.recycle()
 		o := p.options()

@@ -83,7 +83,7 @@ func (p *pair) compareOptions() Options {
 // TestCompareLive: the WAL is gone on both sides, the target crashed, it has
 // neither checksums nor hint bits in its WAL, and the source works on.
 func TestCompareLive(t *testing.T) {
-	pgtest.Each(t, func(t *testing.T, major int) {
+	pgtest.EachLong(t, func(t *testing.T, major int) {
 		p := comparePair(t, pgtest.Options{Major: major})
 		p.diverge()
 		p.old.Exec("CHECKPOINT")

@@ -61,7 +61,7 @@ func seeds(t *testing.T) []uint64 {
 func TestDifferential(t *testing.T) {
 	var tally tally
 	t.Cleanup(func() { t.Log(tally.String()) })
-	pgtest.Each(t, func(t *testing.T, major int) {
+	pgtest.EachLong(t, func(t *testing.T, major int) {
 		for _, seed := range seeds(t) {
 			t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 				tr := &trial{t: t, seed: seed, major: major, rng: rand.New(rand.NewPCG(seed, 0)), tally: &tally}

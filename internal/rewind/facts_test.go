@@ -159,7 +159,7 @@ func TestConfigFileElsewhere(t *testing.T) {
 // TestSessionTimeouts: time-outs that a role or a database sets do not end the
 // sessions of a rewind.
 func TestSessionTimeouts(t *testing.T) {
-	pgtest.Each(t, func(t *testing.T, major int) {
+	pgtest.EachLong(t, func(t *testing.T, major int) {
 		p := newPair(t, pgtest.Options{Major: major})
 		p.new.Promote()
 		p.new.Exec(`CREATE ROLE hasty LOGIN SUPERUSER; ALTER ROLE hasty SET statement_timeout = '1ms'; ALTER ROLE hasty SET lock_timeout = '1ms';
@@ -385,7 +385,7 @@ func TestLargeSegments(t *testing.T) {
 // those of the source are there when the target is promoted. PostgreSQL 18 loses
 // them where their files lie in the target before replay makes them again.
 func TestPreparedTransactions(t *testing.T) {
-	pgtest.Each(t, func(t *testing.T, major int) {
+	pgtest.EachLong(t, func(t *testing.T, major int) {
 		p := newPair(t, pgtest.Options{Major: major, Config: []string{"max_prepared_transactions = 10"}})
 		prepare := func(n *pgtest.Node, gid string) {
 			n.Exec("BEGIN; INSERT INTO grows VALUES (1); PREPARE TRANSACTION '" + gid + "'")

@@ -41,7 +41,7 @@ func newTemplated(t *testing.T, major int) *pair {
 // rewind has just brought up to date: rows would appear in the new database
 // that were never there. Refused, and taken back.
 func TestFileCopyOnSource(t *testing.T) {
-	pgtest.Each(t, func(t *testing.T, major int) {
+	pgtest.EachLong(t, func(t *testing.T, major int) {
 		p := newTemplated(t, major)
 		p.new.Exec(fileCopy(p.new, "made", "tmpl"))
 		p.new.ExecIn("tmpl", "UPDATE y SET v = 'after'")
@@ -93,7 +93,7 @@ func (p *pair) pgRewindGoesWrong(tool string) {
 // TestFileCopyOfTheUntouched: databases made by copying files that nobody
 // changed since are what a rewind must live with.
 func TestFileCopyOfTheUntouched(t *testing.T) {
-	pgtest.Each(t, func(t *testing.T, major int) {
+	pgtest.EachLong(t, func(t *testing.T, major int) {
 		p := newTemplated(t, major)
 		p.new.Exec(fileCopy(p.new, "one", "template0"))
 		p.new.Exec(fileCopy(p.new, "two", "tmpl"))

@@ -14,7 +14,7 @@ import (
 
 // TestLostTransactions compares the list with what the clients recorded.
 func TestLostTransactions(t *testing.T) {
-	pgtest.Each(t, func(t *testing.T, major int) {
+	pgtest.EachLong(t, func(t *testing.T, major int) {
 		p := newPair(t, pgtest.Options{Major: major, Config: []string{"max_prepared_transactions = 5"}})
 		conn := p.old.Conn()
 		var open uint32 // begins before the fork, commits after it
@@ -90,7 +90,7 @@ func xid(t testing.TB, text string) uint32 {
 func TestLostRows(t *testing.T) {
 	for _, crashed := range []bool{false, true} {
 		t.Run(map[bool]string{false: "stopped", true: "crashed"}[crashed], func(t *testing.T) {
-			pgtest.Each(t, func(t *testing.T, major int) { testLostRows(t, major, crashed) })
+			pgtest.EachLong(t, func(t *testing.T, major int) { testLostRows(t, major, crashed) })
 		})
 	}
 }

@@ -33,7 +33,7 @@ var killsCount = os.Getenv("TIDEMARK_KILLS")
 // now and then, brings every byte back. Package blockcopy goes through each
 // single operation, with unsynced writes lost, on a file system in memory.
 func TestCrashMatrix(t *testing.T) {
-	rounds := 12
+	rounds := 6
 	if killsCount != "" {
 		var err error
 		if rounds, err = strconv.Atoi(killsCount); err != nil {

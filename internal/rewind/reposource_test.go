@@ -84,7 +84,7 @@ func (p *repoPair) prove(t *testing.T, want map[string]string, inRecovery string
 // TestRepositorySource: nobody is up but the old primary's files; a backup from
 // before or from behind the fork, and the WAL archive, are the source.
 func TestRepositorySource(t *testing.T) {
-	pgtest.Each(t, func(t *testing.T, major int) {
+	pgtest.EachLong(t, func(t *testing.T, major int) {
 		for _, when := range []string{"before the fork", "behind the fork"} {
 			t.Run(when, func(t *testing.T) {
 				p := newRepoPair(t, pgtest.Options{Major: major})

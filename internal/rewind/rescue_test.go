@@ -196,7 +196,7 @@ func (c *client) work(n int, next *int) {
 func TestRescue(t *testing.T) {
 	for _, how := range []string{"stopped", "crashed"} {
 		t.Run(how, func(t *testing.T) {
-			pgtest.Each(t, func(t *testing.T, major int) { testRescue(t, major, how == "crashed") })
+			pgtest.EachLong(t, func(t *testing.T, major int) { testRescue(t, major, how == "crashed") })
 		})
 	}
 }

@@ -13,7 +13,7 @@ import (
 // page images, compressed ones too; a table that was rewritten is read whole;
 // a table without a key gives whole rows, one with a replica identity its columns.
 func TestRescueAfterVacuum(t *testing.T) {
-	pgtest.Each(t, func(t *testing.T, major int) {
+	pgtest.EachLong(t, func(t *testing.T, major int) {
 		p := newPair(t, pgtest.Options{Major: major, Config: []string{"wal_compression = on"}})
 		p.old.Exec(`CREATE TABLE nokey (i int, v text); INSERT INTO nokey SELECT g, 'row ' || g FROM generate_series(1, 300) g;
 			CREATE TABLE ident (a int NOT NULL, b text, c int NOT NULL); CREATE UNIQUE INDEX ident_key ON ident (c, a);

@@ -27,7 +27,7 @@ const everyMethod = `CREATE TABLE m (i int PRIMARY KEY, a int[], p point, s text
 // TestStartAndVerify: a rewind ends with the proof that the target follows and
 // is a copy, while the source works.
 func TestStartAndVerify(t *testing.T) {
-	pgtest.Each(t, func(t *testing.T, major int) {
+	pgtest.EachLong(t, func(t *testing.T, major int) {
 		p := newPair(t, pgtest.Options{Major: major})
 		p.diverge()
 		execEach(p.new, everyMethod)
