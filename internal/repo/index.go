@@ -272,7 +272,8 @@ func (x *objectIndex) checkHeader(ctx context.Context, d Driver) error {
 	if err != nil {
 		return err
 	}
-	if len(b) != skipHeader+len(block) || binary.LittleEndian.Uint32(b) != headerMagic || !bytes.Equal(b[skipHeader:], block) {
+	if len(b) != skipHeader+len(block) || binary.LittleEndian.Uint32(b) != headerMagic ||
+		int(binary.LittleEndian.Uint32(b[4:])) != len(block) || !bytes.Equal(b[skipHeader:], block) {
 		return &CorruptError{Object: x.path, Offset: 0, Part: "header", Reason: "it differs from the index"}
 	}
 	return nil
