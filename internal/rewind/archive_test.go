@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -135,7 +136,10 @@ func TestArchive(t *testing.T) {
 			}
 		}
 		res := mustRun(t, o)
-		if restored == 0 || !res.Diverged || len(res.Warnings) > 0 {
+		others := slices.DeleteFunc(slices.Clone(res.Warnings), func(w string) bool {
+			return strings.Contains(w, "seeding the node afresh") // so small a cluster
+		})
+		if restored == 0 || !res.Diverged || len(others) > 0 {
 			t.Errorf("%d segments restored: %+v", restored, res)
 		}
 		p.old.Configure("restore_command = ''") // everything is in pg_wal

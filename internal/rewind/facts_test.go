@@ -3,6 +3,7 @@ package rewind
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -97,8 +98,13 @@ func TestOrderOfSyncs(t *testing.T) {
 		if !ok {
 			t.Fatalf("%s is not renamed into place: %v", name, at)
 		}
-		if ops[i+1].Name != "syncdir" {
-			t.Errorf("after the rename of %s comes %s, not a sync of the directory", name, ops[i+1])
+		dir := filepath.Dir(filepath.Join(p.old.Dir, name))
+		synced := slices.IndexFunc(ops[i:], func(op faultfs.Op) bool { return op.Name == "syncdir" && op.Path == dir })
+		next := slices.IndexFunc(ops[i+1:], func(op faultfs.Op) bool {
+			return op.Name == "rename" && (name == volume.ControlPath || name == volume.BackupLabelFile || strings.HasSuffix(op.Path, volume.ControlPath))
+		})
+		if synced < 0 || next >= 0 && synced > next {
+			t.Errorf("the rename of %s is not durable before the next step: %v", name, ops[i:min(i+3, len(ops))])
 		}
 	}
 	control, label := at[volume.ControlPath], at[volume.BackupLabelFile]
