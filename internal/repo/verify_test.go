@@ -189,8 +189,25 @@ func TestVerifyNames(t *testing.T) {
 	if err != nil || len(judged.Damages) != 1 || judged.Damages[0].Files[0] != (repo.DamagedFile{Backup: first.ID, Path: "base/1/1", Block: 7, Count: 1}) {
 		t.Errorf("%+v, %v", judged, err)
 	}
-	some, err := c.Verify(t.Context(), repo.VerifyOptions{Deep: true, Sample: 40, Seed: 3})
-	if err != nil || some.Blocks == 0 || some.Blocks >= judged.Blocks || len(some.Damages) != 0 {
-		t.Errorf("a sample: %+v, %v", some, err)
+	proveSample(t, c, judged.Blocks)
+}
+
+// proveSample: a sample is drawn anew for every seed, and its size is right in
+// the mean; a single one of a few frames may hold none of them, or all.
+func proveSample(t *testing.T, c *repo.Cluster, all int64) {
+	t.Helper()
+	const draws = 100
+	var sum int64
+	sizes := map[int64]bool{}
+	for seed := range uint64(draws) {
+		some, err := c.Verify(t.Context(), repo.VerifyOptions{Deep: true, Sample: 40, Seed: seed})
+		if err != nil || len(some.Damages) != 0 {
+			t.Fatalf("seed %d: %+v, %v", seed, some, err)
+		}
+		sum += some.Blocks
+		sizes[some.Blocks] = true
+	}
+	if share := float64(sum) / float64(draws*all); share < 0.2 || share > 0.6 || len(sizes) < 2 {
+		t.Errorf("a sample of 40%% is %.2f of the blocks in the mean, of %v", share, sizes)
 	}
 }

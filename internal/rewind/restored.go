@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"tidemark/internal/blockcopy"
@@ -71,26 +70,23 @@ func (s *source) Fetch(ctx context.Context, ranges []blockcopy.Range, deliver bl
 }
 
 func (s *source) fetchRestored(ctx context.Context, name string, r blockcopy.Range, deliver blockcopy.Deliver) error {
-	l, err := s.search.find(ctx, name)
-	if err != nil {
+	f, l, err := s.search.open(ctx, name)
+	switch {
+	case err != nil:
 		return err
-	}
-	if l.path == "" {
+	case f == nil:
 		return exit.New(exit.Failed, "run the same command again with the same -c and --repo as before",
 			"WAL segment %s came from an archive when the run was planned, and is not found any more %s", name, strings.Join(l.asked, ", "))
 	}
-	f, err := os.Open(l.path)
+	defer f.Close()
+	fi, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	defer f.Close()
 	if err := deliverFile(f, r, deliver); err != nil {
 		return err
 	}
-	if fi, err := f.Stat(); err != nil || r.End() < fi.Size() {
-		return err
-	}
-	return s.search.drop(name)
+	return s.search.served(l, r.Length, fi.Size())
 }
 
 // deliverFile reads one range of an open file.

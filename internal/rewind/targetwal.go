@@ -90,15 +90,11 @@ func (t *targetWAL) OpenSegment(ctx context.Context, n wal.SegmentNumber) (wal.S
 		if !t.unequivocal(n, name) {
 			continue
 		}
-		l, err := t.search.find(ctx, name)
+		f, l, err := t.search.open(ctx, name)
 		if err != nil {
 			return nil, err
 		}
-		if l.path != "" {
-			f, err := os.Open(l.path)
-			if err != nil {
-				return nil, err
-			}
+		if f != nil {
 			return t.note(n, l.where, f), nil
 		}
 		if name == names[0] {

@@ -77,6 +77,8 @@ type lookup struct {
 	where string   // the place that had it
 	asked []string // the places that had not, and what they said
 	fault error    // of a place that could not tell, where no other had the file
+
+	served int64 // bytes of it that were read for good; under the search's lock
 }
 
 func newSearch(ctx context.Context, systemID uint64, log *slog.Logger, warn func(string, ...any), places ...place) *walSearch {
@@ -168,24 +170,43 @@ func (s *walSearch) locate(ctx context.Context, name string) (*lookup, error) {
 	return s.find(ctx, name)
 }
 
-// drop gives a fetched file's space back. It is fetched again when it is
-// asked for again.
-func (s *walSearch) drop(name string) error {
+// open opens a file that the search finds. Where no place has it the file is
+// nil, and the lookup tells what they said.
+func (s *walSearch) open(ctx context.Context, name string) (*os.File, *lookup, error) {
+	for {
+		l, err := s.find(ctx, name)
+		if err != nil || l.path == "" {
+			return nil, l, err
+		}
+		f, current, err := s.openFound(l)
+		if current || err != nil {
+			return f, l, err
+		}
+		// Another reader was through with it before this one came: once more.
+	}
+}
+
+// openFound opens a lookup's file unless that has been given back meanwhile.
+func (s *walSearch) openFound(l *lookup) (f *os.File, current bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l := s.files[name]
-	if l == nil {
+	if s.files[l.name] != l {
+		return nil, false, nil
+	}
+	f, err = os.Open(l.path)
+	return f, true, err
+}
+
+// served notes that bytes of an open file have been read for good. The space
+// of one that was read whole is given back; it is fetched again when it is
+// asked for again.
+func (s *walSearch) served(l *lookup, n, size int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.served += n; l.served < size || s.files[l.name] != l {
 		return nil
 	}
-	select {
-	case <-l.done:
-	default:
-		return nil
-	}
-	delete(s.files, name)
-	if l.path == "" {
-		return nil
-	}
+	delete(s.files, l.name)
 	return ignoreMissing(os.Remove(l.path))
 }
 

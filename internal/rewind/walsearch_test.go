@@ -123,7 +123,7 @@ func TestWALSearch(t *testing.T) {
 				t.Error("it was looked for twice", err)
 			}
 			if l.path != "" {
-				if err := s.drop(name); err != nil {
+				if err := errors.Join(s.served(l, 1<<19, 1<<20), s.served(l, 1<<19, 1<<20)); err != nil {
 					t.Error(err)
 				}
 				if _, err := os.Stat(l.path); !errors.Is(err, os.ErrNotExist) {
@@ -131,6 +131,34 @@ func TestWALSearch(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestSearchedTogether: several readers share a fetched file, and the one that
+// is through with the last of it does not take it away from one who comes.
+func TestSearchedTogether(t *testing.T) {
+	const name, size, parts, rounds = "000000010000000000000003", 1 << 20, 4, 200
+	a := &fakePlace{name: "A", answer: func(_ int, file string) ([]byte, error) { return segment(file, testSystem), nil }}
+	s, _ := newTestSearch(t, a)
+	var readers sync.WaitGroup
+	for range parts {
+		readers.Go(func() {
+			for range rounds {
+				f, l, err := s.open(t.Context(), name)
+				if err != nil || f == nil {
+					t.Errorf("%+v, %v", l, err)
+					return
+				}
+				f.Close()
+				if err := s.served(l, size/parts, size); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	readers.Wait()
+	if calls := a.calls[name]; calls < rounds/2 || calls > rounds+1 {
+		t.Errorf("fetched %d times, read whole %d times", calls, rounds)
 	}
 }
 
