@@ -15,7 +15,7 @@ type copyCmd struct {
 	cli.IdentityFlag
 	cli.JobsFlag
 	systemFlag
-	To     string   `required:"" placeholder:"DIR" help:"The other repository. If it is encrypted, everything is encrypted anew for its recipients."`
+	To     string   `required:"" placeholder:"REPO" help:"The other repository. If it is encrypted, everything is encrypted anew for its recipients."`
 	AllWAL bool     `name:"all-wal" help:"Copy the whole WAL archive, and not only what makes the backups consistent."`
 	IDs    []string `arg:"" optional:"" name:"backup" help:"Only these backups, by identifier; all by default."`
 }

@@ -13,7 +13,10 @@ import (
 	"tidemark/pkg/timeline"
 )
 
-type checkCmd struct{ pairFlags }
+type checkCmd struct {
+	pairFlags
+	compareFlag
+}
 
 // Examples of the verb.
 func (checkCmd) Examples() string {
@@ -25,7 +28,9 @@ func (c *checkCmd) Run(ctx context.Context, e *cli.Env) error {
 	if err := c.becomeOwner(); err != nil {
 		return err
 	}
-	rep, err := rewind.Check(ctx, c.options(e))
+	o := c.options(e)
+	o.Compare = c.Compare
+	rep, err := rewind.Check(ctx, o)
 	if err != nil {
 		return err
 	}

@@ -58,16 +58,21 @@ type pairFlags struct {
 	Timeline     uint32 `name:"source-timeline" placeholder:"N" help:"With --source-repo: rewind to this timeline; by default the only one that goes on."`
 	ConfigFile   string `name:"config-file" placeholder:"FILE" type:"path" help:"The target's postgresql.conf where it lies elsewhere."`
 	Restore      bool   `name:"restore-target-wal" short:"c" help:"Fetch missing WAL by the restore_command of the target, or of the source; --repo looks into repositories."`
-	Compare      bool   `name:"compare" help:"Find differing blocks by hashes on both sides: without the target's WAL, and without checksums or wal_log_hints."`
 	Debug        bool   `name:"debug" help:"As --verbose, and more."`
 	cli.ReposFlag
 	cli.BindirFlag
 	cli.JobsFlag
 }
 
+// compareFlag is for the verbs that can do without the target's WAL.
+type compareFlag struct {
+	Compare bool `name:"compare" help:"Find differing blocks by hashes on both sides: without the target's WAL, and without checksums or wal_log_hints."`
+}
+
 // rewindFlags are pg_rewind's further options, and ours.
 type rewindFlags struct {
 	pairFlags
+	compareFlag
 	cli.DryRunFlag
 	Recovery    bool              `name:"write-recovery-conf" short:"R" help:"Make the target a standby of the source server; with --source-repo, one that follows the archive."`
 	NoSync      bool              `name:"no-sync" short:"N" help:"Do not wait for data to be on disk."`
@@ -83,7 +88,7 @@ type rewindFlags struct {
 
 func (f *pairFlags) options(e *cli.Env) rewind.Options {
 	o := rewind.Options{Target: f.Target, SourceDir: f.SourceDir, SourceConn: f.SourceServer, ConfigFile: f.ConfigFile,
-		RestoreTargetWAL: f.Restore, Repositories: f.Repos, Compare: f.Compare, Bindir: f.Bindir, Jobs: f.Jobs, Progress: e.Progress(), Log: e.Log(), Command: commandLine(os.Args)}
+		RestoreTargetWAL: f.Restore, Repositories: f.Repos, Bindir: f.Bindir, Jobs: f.Jobs, Progress: e.Progress(), Log: e.Log(), Command: commandLine(os.Args)}
 	o.SourceRepo, o.SourceBackup, o.SourceTimeline = f.SourceRepo, f.Backup, timeline.ID(f.Timeline)
 	if f.SourceRepo != "" {
 		o.FetchProgram = findProgram("dbrecover")
@@ -127,6 +132,7 @@ func (f *rewindFlags) run(ctx context.Context, e *cli.Env) error {
 		return err
 	}
 	o := f.options(e)
+	o.Compare = f.Compare
 	o.DryRun, o.WriteRecoveryConf, o.NoSync, o.NoEnsureShutdown = f.DryRun, f.Recovery, f.NoSync, f.NoShutdown
 	o.TakeConfig, o.TablespaceMap = f.TakeConfig, f.Tablespaces
 	o.Start, o.StartTimeout, o.Verify = f.Start, f.StartWait, f.Verify

@@ -65,7 +65,7 @@ func (c *Comparer) Compare(ctx context.Context, ranges []Range) (*Differences, e
 	found := map[int][]Range{} // by task: tasks end in any order
 	var mu sync.Mutex
 	tasks := SplitTasks(ranges, DefaultTaskBytes)
-	err := eachTask(ctx, tasks, c.Jobs, func(ctx context.Context, t Task) error {
+	err := EachTask(ctx, tasks, c.Jobs, func(ctx context.Context, t Task) error {
 		differ, err := run.differ(ctx, t.Ranges, HashBlockSize)
 		if err == nil && len(differ) > 0 && unit < HashBlockSize {
 			differ, err = run.differ(ctx, differ, unit)
@@ -95,12 +95,6 @@ func (c *Comparer) Compare(ctx context.Context, ranges []Range) (*Differences, e
 	}
 	run.out.Digests = run.digests
 	return run.out, nil
-}
-
-// EachTask runs do for every task with several workers, in order as far as
-// these allow. The first error ends it.
-func EachTask(ctx context.Context, tasks []Task, jobs int, do func(context.Context, Task) error) error {
-	return eachTask(ctx, tasks, jobs, do)
 }
 
 func appendSpan(spans []Span, s Span) []Span {

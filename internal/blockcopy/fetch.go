@@ -49,7 +49,7 @@ func (t Task) Bytes() int64 {
 // what a piece is). Memory is bounded by the source's piece size times the
 // number of jobs. The first error ends it.
 func Fetch(ctx context.Context, src Source, ranges []Range, o FetchOptions, deliver Deliver) error {
-	return eachTask(ctx, SplitTasks(ranges, o.TaskBytes), o.Jobs, func(ctx context.Context, t Task) error {
+	return EachTask(ctx, SplitTasks(ranges, o.TaskBytes), o.Jobs, func(ctx context.Context, t Task) error {
 		if err := src.Fetch(ctx, t.Ranges, deliver); err != nil || o.TaskDone == nil {
 			return err
 		}
@@ -57,8 +57,9 @@ func Fetch(ctx context.Context, src Source, ranges []Range, o FetchOptions, deli
 	})
 }
 
-// eachTask runs do for every task, in order as far as the workers allow.
-func eachTask(ctx context.Context, tasks []Task, jobs int, do func(context.Context, Task) error) error {
+// EachTask runs do for every task with several workers, in order as far as these
+// allow. The first error ends it.
+func EachTask(ctx context.Context, tasks []Task, jobs int, do func(context.Context, Task) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	queue := make(chan Task)
 	g.Go(func() error {

@@ -13,27 +13,15 @@ import (
 	"tidemark/pkg/wal"
 )
 
-// Bits of infomask (access/htup_details.h). Part of the format.
-const (
-	xmaxLockOnly  = 0x0080
-	xminCommitted = 0x0100
-	xminInvalid   = 0x0200
-	xmaxCommitted = 0x0400
-	xmaxInvalid   = 0x0800
-	xmaxIsMulti   = 0x1000
-)
-
-const (
-	lineNormal      = 1
-	tupleHeaderSize = 23
-)
+// lineNormal marks a line pointer with a row version behind it.
+const lineNormal = 1
 
 // tuple is a version of a row: its header and columns, in the page's memory.
 type tuple []byte
 
 func (t tuple) xmin() uint32     { return binary.LittleEndian.Uint32(t) }
 func (t tuple) xmax() uint32     { return binary.LittleEndian.Uint32(t[4:]) }
-func (t tuple) infomask() uint16 { return binary.LittleEndian.Uint16(t[20:]) }
+func (t tuple) infomask() uint16 { return binary.LittleEndian.Uint16(t[volume.TupleInfomask:]) }
 
 // columns are the bytes from the first column on.
 func (t tuple) columns() []byte { return t[t[22]:] }
@@ -50,10 +38,10 @@ func eachTuple(page []byte, fn func(tuple)) {
 	for at := volume.PageHeaderSize; at+4 <= int(h.Lower); at += 4 {
 		line := binary.LittleEndian.Uint32(page[at:])
 		off, state, size := int(line&0x7FFF), line>>15&3, int(line>>17)
-		if state != lineNormal || size < tupleHeaderSize || off+size > len(page) {
+		if state != lineNormal || size < volume.TupleHeaderSize || off+size > len(page) {
 			continue
 		}
-		if t := tuple(page[off : off+size]); int(t[22]) >= tupleHeaderSize && int(t[22]) <= size {
+		if t := tuple(page[off : off+size]); int(t[22]) >= volume.TupleHeaderSize && int(t[22]) <= size {
 			fn(t)
 		}
 	}
@@ -90,16 +78,16 @@ func (c *Catalog) eachRow(f wal.RelFile, fn func(tuple)) error {
 func (c *Catalog) live(t tuple) bool {
 	mask := t.infomask()
 	switch {
-	case mask&(xminCommitted|xminInvalid) == xminInvalid:
+	case mask&(volume.HeapXminCommitted|volume.HeapXminInvalid) == volume.HeapXminInvalid:
 		return false
-	case mask&xminCommitted == 0 && !c.committed(t.xmin()):
+	case mask&volume.HeapXminCommitted == 0 && !c.committed(t.xmin()):
 		return false
-	case mask&xmaxInvalid != 0 || mask&xmaxLockOnly != 0 || t.xmax() == 0:
+	case mask&volume.HeapXmaxInvalid != 0 || mask&volume.HeapXmaxLockOnly != 0 || t.xmax() == 0:
 		return true
-	case mask&xmaxIsMulti != 0:
+	case mask&volume.HeapXmaxIsMulti != 0:
 		return true // several transactions locked it; one that replaced a catalog's row among them is rare
 	}
-	return mask&xmaxCommitted == 0 && !c.committed(t.xmax())
+	return mask&volume.HeapXmaxCommitted == 0 && !c.committed(t.xmax())
 }
 
 // committed tells a transaction's fate by pg_xact, or by what the caller knows

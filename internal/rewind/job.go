@@ -36,6 +36,7 @@ type job struct {
 	hold     *pgx.Conn  // holds the source's WAL; nil where nothing does
 	look     bool       // no more than that is wanted
 	listing  *listing   // of the source, where begun ahead
+	needsWAL bool       // the target's, whatever --compare could do without it
 	crashed  bool       // the target was not shut down, and is looked at as it is
 }
 

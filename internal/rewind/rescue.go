@@ -103,6 +103,7 @@ func Rescue(ctx context.Context, o Options, out string) (*RescueResult, error) {
 		return nil, err
 	}
 	defer j.close()
+	j.needsWAL = true
 	d, err := j.divergenceToRescue(ctx)
 	if err != nil {
 		return nil, err

@@ -13,14 +13,6 @@ import (
 	"tidemark/pkg/wal"
 )
 
-// Bits of a row's infomask (access/htup_details.h). Part of the format.
-const (
-	rowXmaxLockOnly  = 0x0080
-	rowXmaxCommitted = 0x0400
-	rowXmaxInvalid   = 0x0800
-	rowXmaxIsMulti   = 0x1000
-)
-
 // uncover makes the deleted rows visible on the scratch cluster's pages, where
 // they have been read for the last time as they are: "deleted by" is declared
 // void on exactly the versions that lost transactions deleted. Where pruning or
@@ -154,11 +146,11 @@ func uncoverRow(page []byte, offset uint16, lost map[uint32]bool) bool {
 		return false
 	}
 	row := page[begin : begin+size]
-	mask, xmin, xmax := binary.LittleEndian.Uint16(row[20:]), binary.LittleEndian.Uint32(row), binary.LittleEndian.Uint32(row[4:])
-	if lost[xmin] || xmax != 0 && mask&(rowXmaxInvalid|rowXmaxIsMulti|rowXmaxLockOnly) == 0 && !lost[xmax] {
+	mask, xmin, xmax := binary.LittleEndian.Uint16(row[volume.TupleInfomask:]), binary.LittleEndian.Uint32(row), binary.LittleEndian.Uint32(row[4:])
+	if lost[xmin] || xmax != 0 && mask&(volume.HeapXmaxInvalid|volume.HeapXmaxIsMulti|volume.HeapXmaxLockOnly) == 0 && !lost[xmax] {
 		return false // another row that took its place, or that another transaction had deleted
 	}
-	mask = mask&^(rowXmaxCommitted|rowXmaxIsMulti|rowXmaxLockOnly) | rowXmaxInvalid
-	binary.LittleEndian.PutUint16(row[20:], mask)
+	mask = mask&^(volume.HeapXmaxCommitted|volume.HeapXmaxIsMulti|volume.HeapXmaxLockOnly) | volume.HeapXmaxInvalid
+	binary.LittleEndian.PutUint16(row[volume.TupleInfomask:], mask)
 	return true
 }

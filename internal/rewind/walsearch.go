@@ -370,7 +370,7 @@ func (j *job) waysOut() string {
 		ways = append(ways, "--repo DIR looks into a backup repository too")
 	}
 	ways = append(ways, "a copy of it in the target's pg_wal is found")
-	if j.SourceRepo == "" {
+	if j.SourceRepo == "" && !j.needsWAL {
 		ways = append(ways, "--compare needs no WAL of the target: it finds the blocks that differ by their hashes")
 	}
 	return strings.Join(ways, ";\n")

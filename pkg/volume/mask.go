@@ -34,11 +34,11 @@ const (
 	itemIDSize     = 4
 	itemNormal     = 1
 	itemDead       = 3
-	heapHeaderSize = 23
+	heapHeaderSize = TupleHeaderSize
 
 	heapComboCID      = 0x0020
-	heapXminHints     = 0x0300 // committed, invalid; both: frozen
-	heapXmaxHints     = 0x0C00
+	heapXminHints     = HeapXminCommitted | HeapXminInvalid
+	heapXmaxHints     = HeapXmaxCommitted | HeapXmaxInvalid
 	heapSpeculative   = 0xFFFE // the offset in t_ctid of an insertion that is not confirmed
 	btreeDeleted      = 0x0004
 	btreeLeaf         = 0x0001
