@@ -30,7 +30,7 @@ func (b *bench) create(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\nfull backup: %s without WAL, %d of it random bytes; %d rounds\n", mb(size), b.noise, b.rounds)
+	fmt.Printf("\nfull backup: %s without WAL, %d of it random bytes; %d rounds\n", scratch.MB(size), b.noise, b.rounds)
 	table(list, func(p *program) *runs { return &p.fullRuns }, wantFull(list))
 	fmt.Printf("\nincremental backup after %d pgbench transactions\n", b.tx)
 	table(list, func(p *program) *runs { return &p.incrRuns }, wantIncremental(list))
@@ -155,19 +155,10 @@ func table(list []*program, of func(*program) *runs, w wanted) {
 			slices.Min(r.cpus).Seconds(), float64(r.size)/1e6, scratch.Best(base.walls).Seconds()/best.Seconds(), float64(r.rss)/1e6)
 	}
 	if w.wall > 0 {
-		fmt.Printf("  wanted: wall %.2f s (%s)%s, size %.1f MB (%s)%s\n", w.wall.Seconds(), w.comments[0], missed(scratch.Best(base.walls) > w.wall),
-			float64(w.size)/1e6, w.comments[1], missed(base.size > w.size))
+		fmt.Printf("  wanted: wall %.2f s (%s)%s, size %.1f MB (%s)%s\n", w.wall.Seconds(), w.comments[0], scratch.Missed(scratch.Best(base.walls) > w.wall),
+			float64(w.size)/1e6, w.comments[1], scratch.Missed(base.size > w.size))
 	} else {
 		fmt.Printf("  %s\n", w.comments[0])
 	}
-	fmt.Printf("  wanted: memory %.0f MB%s\n", wantedRSS/1e6, missed(float64(base.rss) > wantedRSS))
+	fmt.Printf("  wanted: memory %.0f MB%s\n", wantedRSS/1e6, scratch.Missed(float64(base.rss) > wantedRSS))
 }
-
-func missed(is bool) string {
-	if is {
-		return " MISSED"
-	}
-	return ""
-}
-
-func mb(n int64) string { return fmt.Sprintf("%.0f MB", float64(n)/1e6) }

@@ -41,7 +41,7 @@ func (b *bench) pushes() error {
 		}
 	}
 	total := float64(len(segments)) * (16 << 20)
-	fmt.Printf("\narchiving %d waiting segments (%s), called one at a time\n", len(segments), mb(int64(total)))
+	fmt.Printf("\narchiving %d waiting segments (%s), called one at a time\n", len(segments), scratch.MB(int64(total)))
 	fmt.Printf("  %-28s %8s %8s %8s %8s\n", "", "best s", "median s", "MB/s", "size MB")
 	rate := map[string]float64{}
 	for _, a := range list {
@@ -53,7 +53,7 @@ func (b *bench) pushes() error {
 		rate[a.name] = total / best / 1e6
 		fmt.Printf("  %-28s %8.2f %8.2f %8.0f %8.1f\n", a.name, best, scratch.Median(a.walls).Seconds(), rate[a.name], float64(a.size)/1e6)
 	}
-	fmt.Printf("  wanted: at least pgbackrest's rate%s\n", missed(rate[list[0].name] < rate[list[1].name]))
+	fmt.Printf("  wanted: at least pgbackrest's rate%s\n", scratch.Missed(rate[list[0].name] < rate[list[1].name]))
 	return nil
 }
 

@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"tidemark/bench/scratch"
 )
@@ -195,35 +192,4 @@ func caughtUp(ctx context.Context, standby, primary *scratch.Server) error {
 		}
 	}
 	return fmt.Errorf("the standby did not reach %s", lsn)
-}
-
-// settle writes everything to disk, so that no contender pays for the copy
-// that it works on.
-func settle(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
-}
-
-// warm reads a directory into the page cache.
-func warm(dir string) error {
-	buf := make([]byte, 1<<20)
-	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		f, err := os.Open(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		for err == nil {
-			_, err = f.Read(buf)
-		}
-		return f.Close()
-	})
 }

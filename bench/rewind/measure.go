@@ -1,18 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os/exec"
-	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"tidemark/bench/scratch"
@@ -72,53 +67,27 @@ func counted(out []byte) (int64, error) {
 	return res.Bytes, nil
 }
 
-// usage is what a process took.
-type usage struct {
-	wall, cpu time.Duration
-	rss       int64
-}
-
-// measured runs a command as the server's user.
-func measured(cmd *exec.Cmd) (out []byte, u usage, err error) {
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	begin := time.Now()
-	err = cmd.Run()
-	u.wall = time.Since(begin)
-	if err != nil {
-		return nil, u, fmt.Errorf("%s: %w\n%s%s", filepath.Base(cmd.Path), err, stdout.Bytes(), stderr.Bytes())
-	}
-	u.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
-	if r, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		u.rss = int64(r.Maxrss) * 1024
-	}
-	if stdout.Len() == 0 {
-		return stderr.Bytes(), u, nil
-	}
-	return append(stdout.Bytes(), stderr.Bytes()...)[:stdout.Len()], u, nil
-}
-
 // round gives the contender a fresh copy of the old primary and runs it.
 func (b *bench) round(ctx context.Context, sc scenario, source *scratch.Server, c *contender) error {
 	work, err := b.place.Cluster(sc.pristine, portOld).CopyTo("work", portWork)
 	if err != nil {
 		return err
 	}
-	if err := settle(b.place.Dir); err != nil {
+	if err := scratch.Settle(b.place.Dir); err != nil {
 		return err
 	}
 	args := c.args(work.Data, source.Conninfo())
 	if b.strace != "" {
 		args = append([]string{"strace", "-f", "-c", "-o", b.strace + sc.name + "-" + fmt.Sprint(len(c.walls)) + c.name}, args...)
 	}
-	out, u, err := measured(work.Command(args[0], args[1:]...))
+	out, u, err := scratch.Measured(work.Command(args[0], args[1:]...))
 	if err != nil {
 		return err
 	}
 	if c.moved, err = c.bytes(out); err != nil {
 		return err
 	}
-	c.walls, c.cpus, c.rss = append(c.walls, u.wall), append(c.cpus, u.cpu), max(c.rss, u.rss)
+	c.walls, c.cpus, c.rss = append(c.walls, u.Wall), append(c.cpus, u.CPU), max(c.rss, u.RSS)
 	if len(c.walls) > 1 {
 		return nil
 	}
@@ -145,11 +114,4 @@ func follows(ctx context.Context, work, source *scratch.Server) (err error) {
 		return fmt.Errorf("the rewound server has %s, its source %s: %w", got, want, err)
 	}
 	return nil
-}
-
-func best(d []time.Duration) time.Duration { return slices.Min(d) }
-
-func median(d []time.Duration) time.Duration {
-	s := slices.Sorted(slices.Values(d))
-	return s[len(s)/2]
 }

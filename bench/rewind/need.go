@@ -39,7 +39,7 @@ type checked struct {
 // rest is compared here.
 func (b *bench) needed(ctx context.Context, sc scenario, source *scratch.Server) (n need, err error) {
 	pristine := b.place.Cluster(sc.pristine, portOld)
-	out, _, err := measured(b.place.Command(b.dbrewind, "run", "-D", pristine.Data, "--source-server", source.Conninfo(), "--dry-run", "--json"))
+	out, _, err := scratch.Measured(b.place.Command(b.dbrewind, "run", "-D", pristine.Data, "--source-server", source.Conninfo(), "--dry-run", "--json"))
 	if err != nil {
 		return n, err
 	}

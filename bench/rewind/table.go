@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"time"
+
+	"tidemark/bench/scratch"
 )
 
 // scenario makes one divergence, measures it and prints its table.
@@ -22,7 +23,7 @@ func (b *bench) scenario(ctx context.Context, sc scenario) (err error) {
 	}
 	defer func() { err = errors.Join(err, source.Stop("fast")) }()
 	for _, name := range []string{sc.pristine, sc.source} {
-		if err := warm(b.place.Cluster(name, 0).Data); err != nil {
+		if err := scratch.Warm(b.place.Cluster(name, 0).Data); err != nil {
 			return err
 		}
 	}
@@ -45,17 +46,17 @@ func (b *bench) scenario(ctx context.Context, sc scenario) (err error) {
 			}
 		}
 	}
-	size, err := sizeOf(source.Data)
+	size, err := scratch.SizeOf(source.Data, nil)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\n%s divergence: %d transactions on the old primary, %d on the new one; source %s\n", sc.name, sc.oldTx, sc.newTx, mb(size))
-	fmt.Printf("  has to travel: %s of changed blocks, %s of other files that differ, %s of WAL after the fork: %s\n", mb(n.blocks), mb(n.other), mb(n.wal), mb(n.total()))
+	fmt.Printf("\n%s divergence: %d transactions on the old primary, %d on the new one; source %s\n", sc.name, sc.oldTx, sc.newTx, scratch.MB(size))
+	fmt.Printf("  has to travel: %s of changed blocks, %s of other files that differ, %s of WAL after the fork: %s\n", scratch.MB(n.blocks), scratch.MB(n.other), scratch.MB(n.wal), scratch.MB(n.total()))
 	table(sc, list, n)
 	perGB := checked.wall.Seconds() / (float64(checked.wal) / 1e9)
-	fmt.Printf("  dbrewind check: %.2f s for %s of WAL, %.2f s/GB   wanted %.1f%s\n", checked.wall.Seconds(), mb(checked.wal), perGB, wantedCheck,
+	fmt.Printf("  dbrewind check: %.2f s for %s of WAL, %.2f s/GB   wanted %.1f%s\n", checked.wall.Seconds(), scratch.MB(checked.wal), perGB, wantedCheck,
 		// Of less than a GB it is the connection and the list of files that take the time.
-		missed(perGB > wantedCheck && checked.wall > time.Second))
+		scratch.Missed(perGB > wantedCheck && checked.wall > time.Second))
 	return nil
 }
 
@@ -63,15 +64,15 @@ func table(sc scenario, list []*contender, n need) {
 	fmt.Printf("  %-20s %8s %8s %8s %8s %8s %8s %7s %6s\n", "", "best s", "median s", "CPU s", "ratio", "wanted", "moved MB", "of need", "RSS MB")
 	base := list[0]
 	for i, c := range list {
-		ratio := best(c.walls).Seconds() / best(base.walls).Seconds()
+		ratio := scratch.Best(c.walls).Seconds() / scratch.Best(base.walls).Seconds()
 		of := float64(c.moved) / float64(n.total())
-		fmt.Printf("  %-20s %8.2f %8.2f %8.2f %8.2f", c.name, best(c.walls).Seconds(), median(c.walls).Seconds(), best(c.cpus).Seconds(), ratio)
+		fmt.Printf("  %-20s %8.2f %8.2f %8.2f %8.2f", c.name, scratch.Best(c.walls).Seconds(), scratch.Median(c.walls).Seconds(), scratch.Best(c.cpus).Seconds(), ratio)
 		if i == 0 {
 			fmt.Printf(" %8s %8.0f %7.2f %6.0f\n", "", float64(c.moved)/1e6, of, float64(c.rss)/1e6)
 			continue
 		}
 		fmt.Printf(" %8.2f %8.0f %7.2f %6.0f", sc.wanted, float64(c.moved)/1e6, of, float64(c.rss)/1e6)
-		fmt.Println(missed(ratio > sc.wanted), missed(of > wantedBytes), missed(float64(c.rss) > wantedRSS))
+		fmt.Println(scratch.Missed(ratio > sc.wanted), scratch.Missed(of > wantedBytes), scratch.Missed(float64(c.rss) > wantedRSS))
 	}
 }
 
@@ -84,30 +85,4 @@ func forget() error {
 		return nil
 	}
 	return err
-}
-
-func missed(is bool) string {
-	if is {
-		return "  MISSED"
-	}
-	return ""
-}
-
-func mb(n int64) string { return fmt.Sprintf("%.0f MB", float64(n)/1e6) }
-
-func sizeOf(dir string) (sum int64, err error) {
-	err = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		fi, err := d.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err == nil {
-			sum += fi.Size()
-		}
-		return err
-	})
-	return sum, err
 }

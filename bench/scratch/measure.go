@@ -21,7 +21,8 @@ type Usage struct {
 	RSS       int64 // the largest of its processes, bytes
 }
 
-// Measured runs a command and returns its standard output.
+// Measured runs a command and returns its standard output, or its messages
+// where it printed nothing else.
 func Measured(cmd *exec.Cmd) (out []byte, u Usage, err error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -34,6 +35,9 @@ func Measured(cmd *exec.Cmd) (out []byte, u Usage, err error) {
 	u.CPU = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	if r, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
 		u.RSS = int64(r.Maxrss) * 1024
+	}
+	if stdout.Len() == 0 {
+		return stderr.Bytes(), u, nil
 	}
 	return stdout.Bytes(), u, nil
 }
@@ -98,3 +102,14 @@ func SizeOf(dir string, want func(path string) bool) (sum int64, err error) {
 	})
 	return sum, err
 }
+
+// Missed marks a figure in a table that is not as wanted.
+func Missed(is bool) string {
+	if is {
+		return "  MISSED"
+	}
+	return ""
+}
+
+// MB is a size in a table.
+func MB(n int64) string { return fmt.Sprintf("%.0f MB", float64(n)/1e6) }
