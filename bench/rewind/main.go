@@ -33,6 +33,7 @@ type settings struct {
 	small, large int
 	rounds       int
 	only         string
+	with         string
 	flags        string
 	strace       string
 	cpuprofile   string
@@ -69,6 +70,7 @@ func main() {
 	flag.IntVar(&s.large, "large", 300000, "transactions of the large divergence on the old primary; a tenth on the new one")
 	flag.IntVar(&s.rounds, "rounds", 3, "how often each contender runs")
 	flag.StringVar(&s.only, "only", "", "one scenario: small or large")
+	flag.StringVar(&s.with, "with", "", "only the contenders with this in their names, and no check: to look for what takes the time")
 	flag.StringVar(&s.flags, "flags", "", "further flags for dbrewind")
 	flag.StringVar(&s.cpuprofile, "cpuprofile", "", "run dbrewind in this program and write CPU profiles into files of this prefix")
 	flag.StringVar(&s.strace, "strace", "", "count dbrewind's system calls into files of this prefix (spoils the times)")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -34,13 +35,14 @@ func (b *bench) contenders() []*contender {
 			return append(args, b.commandFlags()...)
 		}
 	}
-	return []*contender{
+	all := []*contender{
 		{name: "pg_rewind", bytes: announced, args: func(target, conninfo string) []string {
 			return []string{b.place.Bin.Path("pg_rewind"), "-D", target, "--source-server", conninfo, "-R", "-P"}
 		}},
 		{name: "dbrewind", bytes: counted, args: ours()},
 		{name: "dbrewind --no-undo", bytes: counted, args: ours("--no-undo")},
 	}
+	return slices.DeleteFunc(all, func(c *contender) bool { return !strings.Contains(c.name, b.with) })
 }
 
 var needToCopy = regexp.MustCompile(`\d+/(\d+) kB \(\d+%\) copied`)
@@ -78,7 +80,7 @@ func (b *bench) round(ctx context.Context, sc scenario, source *scratch.Server, 
 	}
 	args := c.args(work.Data, source.Conninfo())
 	if b.strace != "" {
-		args = append([]string{"strace", "-f", "-c", "-o", b.strace + sc.name + "-" + fmt.Sprint(len(c.walls)) + c.name}, args...)
+		args = append([]string{"strace", "-f", "-c", "-w", "-o", b.strace + sc.name + "-" + fmt.Sprint(len(c.walls)) + c.name}, args...)
 	}
 	out, u, err := scratch.Measured(work.Command(args[0], args[1:]...))
 	if err != nil {
