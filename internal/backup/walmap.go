@@ -124,13 +124,19 @@ func (j *job) changed(ctx context.Context, base *repo.Summary) (*wal.Map, error)
 	m, end, err := wal.ScanMap(ctx, src, wal.ScanOptions{Options: opt, Workers: j.Jobs})
 	switch {
 	case errors.Is(err, wal.ErrNoSegment):
-		return nil, unprovenf("WAL since backup %s is neither in the repository nor on the server: %v", base.ID, err)
+		return nil, walGone(base, err)
 	case err != nil:
 		return nil, err
+	case errors.Is(end, wal.ErrNoSegment):
+		return nil, walGone(base, end)
 	case end != nil:
 		return nil, unprovenf("the WAL since backup %s is not whole: %v", base.ID, end)
 	}
 	return m, nil
+}
+
+func walGone(base *repo.Summary, err error) error {
+	return unprovenf("WAL since backup %s is neither in the repository nor on the server: %v", base.ID, err)
 }
 
 // sameCheckpoint proves that the WAL is that of the server which the base was

@@ -1,6 +1,7 @@
 package backup_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -90,40 +91,91 @@ func TestPageMap(t *testing.T) {
 	})
 }
 
+// noted takes a backup and returns what it told people, too.
+func noted(t *testing.T, dir string, n *pgtest.Node, args ...string) (created, string) {
+	t.Helper()
+	r := pgtest.Run(t, "dbbackup", append([]string{"create", "--json", "--repo", dir, "-d", n.ConnInfo()}, args...)...)
+	var c created
+	if err := json.Unmarshal([]byte(r.Stdout), &c); r.Code != 0 || err != nil {
+		t.Fatalf("%v in %+v", err, r)
+	}
+	return c, r.Stderr
+}
+
 // TestPageMapUnproven: everything is read where the WAL proves nothing, and it
 // is said why.
 func TestPageMapUnproven(t *testing.T) {
 	pgtest.EachLong(t, func(t *testing.T, major int) {
 		dir := newRepo(t)
-		n := pgtest.New(t, pgtest.Options{Major: major, Checksums: true})
+		n := pgtest.New(t, pgtest.Options{Major: major, Checksums: true, WALSegMB: 1})
 		n.Exec("CREATE TABLE big AS SELECT g AS id, repeat('x', 500) AS t FROM generate_series(1, 20000) g")
-		whole := create(t, dir, n)
+		n.Exec("VACUUM big")
+		first := create(t, dir, n)
 		// Without an archiver the WAL of the time between is gone from server
-		// and repository alike.
-		for range 4 {
-			n.Exec("UPDATE big SET t = 'changed' WHERE id % 1000 = 0")
+		// and repository alike, once the server has no use for it.
+		gone := n.SQL("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
+		n.Exec("UPDATE big SET t = 'changed' WHERE id % 1000 = 0")
+		n.SwitchWAL()
+		for n.SQL("SELECT count(*) FROM pg_ls_waldir() WHERE name = '"+gone+"'") != "0" {
+			n.Exec("UPDATE big SET t = 'changed' WHERE id = 7")
 			n.SwitchWAL()
 			n.Exec("CHECKPOINT")
 		}
-		out := pgtest.MustRun(t, "dbbackup", "create", "--repo", dir, "-d", n.ConnInfo())
-		second := create(t, dir, n)
-		if second.Read >= whole.Read {
-			t.Errorf("%d bytes were read, at first %d\n%s", second.Read, whole.Read, out)
+		second, said := noted(t, dir, n)
+		if second.Read < first.Read || !strings.Contains(said, "every block is read: WAL since backup "+first.ID) {
+			t.Errorf("%d bytes were read, at first %d\n%s", second.Read, first.Read, said)
 		}
-		if !strings.Contains(out, "is complete") {
-			t.Errorf("%s", out)
+		if second.OldBlocks == 0 {
+			t.Error("unchanged blocks were stored again")
 		}
-		// A promoted standby goes on from a backup of its primary.
+		third, said := noted(t, dir, n)
+		if third.Read >= first.Read/4 || strings.Contains(said, "every block") {
+			t.Errorf("right after it %d bytes were read\n%s", third.Read, said)
+		}
+		want := n.Digest()
+		sameContents(t, restore(t, dir, second.ID, n).Digest(), want)
+	})
+}
+
+// TestPageMapTimelines: a backup of a promoted standby goes on from one of the
+// primary that it replaced, by the WAL of both timelines; and not from one that
+// the old primary made after the two had parted.
+func TestPageMapTimelines(t *testing.T) {
+	pgtest.EachLong(t, func(t *testing.T, major int) {
+		dir := newRepo(t)
+		n := pgtest.New(t, pgtest.Options{Major: major, Checksums: true, Config: append(archiving(dir), "autovacuum = off")})
+		n.Exec("CREATE TABLE big AS SELECT g AS id, repeat('x', 500) AS t FROM generate_series(1, 20000) g")
+		n.Exec("VACUUM big") // hint bits are set, and logged, now
 		standby := n.Standby(pgtest.StandbyOptions{})
+		base := create(t, dir, n)
+		n.Exec("UPDATE big SET t = 'on the first timeline' WHERE id = 7")
 		standby.WaitFor(n)
-		n.Stop()
 		standby.Promote()
-		standby.Exec("UPDATE big SET t = 'again' WHERE id = 7")
-		after := create(t, dir, standby)
-		check := create(t, dir, standby, "--rehash-every", "0")
-		t.Logf("after a promotion %d of %d bytes are read", after.Read, check.Read)
-		sameContents(t, digests(t, dir, after.ID), digests(t, dir, check.ID))
+		// The old primary lives on, is backed up once more, and is lost.
+		n.Exec("UPDATE big SET t = 'lost' WHERE id BETWEEN 9000 AND 9100")
+		astray := create(t, dir, n)
+		n.Stop()
+		standby.Exec("UPDATE big SET t = 'on the second timeline' WHERE id = 15000")
+		standby.SwitchWAL()
+
+		refused, said := noted(t, dir, standby)
+		if refused.Read < base.Read || !strings.Contains(said, "every block is read: backup "+astray.ID) || !strings.Contains(said, "does not come from") {
+			t.Errorf("by a backup of another branch: %d bytes were read, at first %d\n%s", refused.Read, base.Read, said)
+		}
 		want := standby.Digest()
-		sameContents(t, restore(t, dir, after.ID, standby).Digest(), want)
+		sameContents(t, restore(t, dir, refused.ID, standby).Digest(), want)
+
+		for _, id := range []string{astray.ID, refused.ID} {
+			pgtest.MustRun(t, "dbbackup", "delete", "--repo", dir, "--yes", id)
+		}
+		across, said := noted(t, dir, standby)
+		if across.Read >= base.Read/4 || strings.Contains(said, "every block") {
+			t.Errorf("across the switch: %d bytes were read, at first %d\n%s", across.Read, base.Read, said)
+		}
+		whole := create(t, dir, standby, "--rehash-every", "0")
+		sameContents(t, digests(t, dir, across.ID), digests(t, dir, whole.ID))
+		r := restore(t, dir, across.ID, standby)
+		sameContents(t, r.Digest(), want)
+		sound(t, r)
 	})
 }
