@@ -65,6 +65,11 @@ func Copy(ctx context.Context, from, to *repo.Cluster, o CopyOptions) (*CopyResu
 			res.There = append(res.There, s.ID)
 		}
 	}
+	if len(res.Copied) > 0 { // what interrupted copies of them left
+		if _, err := to.Sweep(ctx, nil, false); err != nil {
+			o.Progress.Note("what interrupted copies left is still there, the next dbbackup expire removes it: %v", err)
+		}
+	}
 	for _, id := range ids {
 		if !slices.Contains(res.Copied, id) && !slices.Contains(res.There, id) {
 			return res, exit.New(exit.Failed, "dbbackup list shows what there is", "there is no backup %s in %s", id, res.From)

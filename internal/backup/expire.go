@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -31,6 +32,7 @@ type ExpireCluster struct {
 	PackBytes  int64         `json:"pack_bytes"`        // their size
 	WALFiles   int           `json:"wal_files"`         // how many WAL files were removed
 	WALBytes   int64         `json:"wal_bytes"`         // their size in the repository
+	Locked     int           `json:"locked"`            // objects that would go and that the store's lock keeps for now
 	WALFrom    string        `json:"wal_from"`          // WAL is kept without a gap from this segment on
 	Notes      []string      `json:"notes"`             // what is worth knowing
 }
@@ -99,28 +101,49 @@ func expireCluster(ctx context.Context, c *repo.Cluster, o ExpireOptions) (*Expi
 	out := &ExpireCluster{SystemID: repo.SystemID(c.SystemID()), Kept: []KeptBackup{}, Removed: []KeptBackup{},
 		Unfinished: []string{}, WaitsFor: []string{}, Notes: []string{}}
 	choices := o.Keep.choose(cat.Backups, cat.Pins, lacking, time.Now())
-	var gone []string
-	for _, ch := range choices {
+	var gone []string // for a plan: what is not deleted, and counts as if it were
+	for i := range choices {
+		ch := &choices[i]
+		if !ch.kept() && !o.DryRun {
+			if err := deleteUnlocked(ctx, c, ch, out); err != nil {
+				return out, err
+			}
+		}
 		b := KeptBackup{ch.s.ID, ch.s.Label, ch.s.Began, ch.reasons}
 		if ch.kept() {
 			out.Kept = append(out.Kept, b)
 			continue
 		}
 		out.Removed = append(out.Removed, b)
-		gone = append(gone, b.ID)
-		if !o.DryRun {
-			if err := c.DeleteBackup(ctx, b.ID); err != nil {
-				return out, err
-			}
+		if o.DryRun {
+			gone = append(gone, b.ID)
 		}
 	}
 	plan, err := c.Sweep(ctx, gone, o.DryRun)
 	out.Unfinished, out.WaitsFor = append(out.Unfinished, plan.Unfinished...), append(out.WaitsFor, plan.Waits...)
-	out.Packs, out.PackBytes = len(plan.Packs), plan.Bytes
+	out.Packs, out.PackBytes, out.Locked = len(plan.Packs), plan.Bytes, out.Locked+len(plan.Locked)
 	if err != nil {
 		return out, err
 	}
-	return out, expireWAL(ctx, c, cat, choices, archive, out, o.DryRun)
+	if err := expireWAL(ctx, c, cat, choices, archive, out, o.DryRun); err != nil {
+		return out, err
+	}
+	if out.Locked > 0 {
+		out.Notes = append(out.Notes, fmt.Sprintf("%d objects would go and are locked in the store: an expiry after their retention removes them", out.Locked))
+	}
+	return out, nil
+}
+
+// deleteUnlocked deletes a backup. One that the store's lock keeps is kept, with
+// all that it needs.
+func deleteUnlocked(ctx context.Context, c *repo.Cluster, ch *choice, out *ExpireCluster) error {
+	err := c.DeleteBackup(ctx, ch.s.ID)
+	if errors.Is(err, repo.ErrLocked) {
+		out.Locked++
+		ch.keep("locked in the store")
+		return nil
+	}
+	return err
 }
 
 // expireWAL removes the WAL that no kept backup needs.
@@ -134,18 +157,27 @@ func expireWAL(ctx context.Context, c *repo.Cluster, cat *repo.Catalog, choices 
 		return nil
 	}
 	out.WALFrom = wal.SegmentName(k.timeline, k.floor, k.size)
+	if len(out.WaitsFor) > 0 {
+		// One from a standby may begin before the oldest backup that is kept.
+		out.Notes = append(out.Notes, "no WAL is removed while a backup runs: the next expiry does that")
+		return nil
+	}
 	for _, f := range archive.files {
 		if k.needs(f.FileName) {
 			continue
 		}
+		if !dry {
+			err := c.DeleteWAL(ctx, f.FileName)
+			if errors.Is(err, repo.ErrLocked) {
+				out.Locked++
+				continue
+			}
+			if err != nil {
+				return err
+			}
+		}
 		out.WALFiles++
 		out.WALBytes += f.Stored
-		if dry {
-			continue
-		}
-		if err := c.DeleteWAL(ctx, f.FileName); err != nil {
-			return err
-		}
 	}
 	return nil
 }

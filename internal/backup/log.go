@@ -243,32 +243,52 @@ func (w *walLogger) gap(t *repo.WALCoverage, g repo.SegmentRun) WALGap {
 }
 
 // lost works out the window: from the gap to the end of the first backup
-// behind it, for those that would be recovered from a backup before it.
+// behind it, for those that would be recovered from a backup before it. Where
+// the timeline has none, one of a timeline that comes from it behind the gap ends
+// the window.
 func (w *walLogger) lost(t *repo.WALCoverage, g WALGap) *LostWindow {
 	var lost LostWindow
+	var next, elsewhere *repo.Summary
 	for _, b := range w.backups {
 		h := w.histories[t.Timeline]
 		on := b.Stop.Timeline == t.Timeline || h != nil && h.Contains(b.Stop.Timeline, b.Stop.LSN)
 		switch {
-		case !on:
-		case b.Stop.LSN <= g.Begin:
+		case on && b.Stop.LSN <= g.Begin:
 			lost.Backups = append(lost.Backups, b.ID)
 			lost.After = &b.Finished
-		case b.Stop.Timeline == t.Timeline && b.Start.LSN >= g.End && lost.Next == "":
-			lost.Next, lost.To, lost.Recovered = b.ID, b.Stop.LSN, &b.Finished
+		case b.Start.LSN < g.End:
+		case b.Stop.Timeline == t.Timeline && next == nil:
+			next = b
+		case w.passes(b.Stop.Timeline, t.Timeline, g.End) && elsewhere == nil:
+			elsewhere = b
 		}
 	}
 	if len(lost.Backups) == 0 {
 		return nil
 	}
 	lost.From = g.Begin
-	if lost.Next == "" {
-		lost.To = g.End
-		if n := len(t.Runs); n > 0 {
-			lost.To = max(lost.To, w.size.End(t.Runs[n-1].Last))
+	if next = cmp.Or(next, elsewhere); next != nil {
+		lost.Next, lost.To, lost.Recovered = next.ID, next.Stop.LSN, &next.Finished
+		return &lost
+	}
+	lost.To = g.End
+	for tli, other := range w.byTimeline {
+		if n := len(other.Runs); n > 0 && w.passes(tli, t.Timeline, g.End) {
+			lost.To = max(lost.To, w.size.End(other.Runs[n-1].Last))
 		}
 	}
 	return &lost
+}
+
+// passes tells whether the way to a timeline leads over a position of another
+// one, or of itself. The segment of a switch is in the archive of both.
+func (w *walLogger) passes(tli, over wal.TimelineID, at wal.LSN) bool {
+	h := w.histories[tli]
+	if tli == over || h == nil {
+		return tli == over
+	}
+	s, ok := h.SpanOf(over)
+	return ok && at > s.Begin && w.size.Number(s.End) >= w.size.Number(at)
 }
 
 // cause says what the repository shows of how the gap came to be.

@@ -34,8 +34,29 @@ type Started struct {
 	Boot  string    `json:"boot,omitempty"` // the host's boot id
 	Tick  string    `json:"tick,omitempty"` // when the process began, in the kernel's ticks
 	Began time.Time `json:"began"`
+	Copy  *CopyNote `json:"copy,omitempty"` // it copies a backup from another repository
 
 	stopped bool // it says itself that it is over
+}
+
+// CopyNote says what a copy brings: packs of other backups than its own.
+type CopyNote struct {
+	Backup string   `json:"backup"`           // the backup that is copied
+	Owners []string `json:"owners,omitempty"` // the backups that its packs are named after
+}
+
+func (s *Started) owners() []string {
+	if s == nil || s.Copy == nil {
+		return nil
+	}
+	return s.Copy.Owners
+}
+
+func (s *Started) copyOf() string {
+	if s.Copy == nil {
+		return ""
+	}
+	return s.Copy.Backup
 }
 
 // Catalog lists the backups of the cluster.
@@ -93,6 +114,9 @@ type listed struct {
 }
 
 type listing map[string]*listed
+
+// complete tells whether a backup has its manifest.
+func (l listing) complete(id string) bool { return l[id] != nil && l[id].manifest }
 
 // unfinished returns the backups without a manifest, in order.
 func (l listing) unfinished() []string {

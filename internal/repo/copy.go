@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -26,23 +27,39 @@ func (c *Cluster) CopyBackup(ctx context.Context, from *Cluster, id string, jobs
 		return false, err
 	}
 	if !c.repo.Encrypted() && m.Encryption == nil {
-		return true, c.copyPacks(ctx, from, m, add)
+		whole, err := c.copyPacks(ctx, from, m, add)
+		if whole || err != nil {
+			return true, err
+		}
 	}
 	return true, c.copyBlocks(ctx, from, m, jobs, add)
 }
 
-// copyPacks copies the packs that are missing and the manifest, as they are.
-func (c *Cluster) copyPacks(ctx context.Context, from *Cluster, m *Manifest, add func(int64)) error {
-	w := &BackupWriter{cluster: c, o: WriterOptions{Tool: m.Tool}} // it announces that packs come
+// copyPacks copies the packs that are missing and the manifest, as they are. It
+// reports false, having done nothing, where a pack is there that nothing vouches
+// for: somebody may be about to sweep it.
+func (c *Cluster) copyPacks(ctx context.Context, from *Cluster, m *Manifest, add func(int64)) (bool, error) {
+	w := &BackupWriter{cluster: c, o: WriterOptions{Tool: m.Tool, ID: m.ID, owners: packOwners(m)}}
 	if err := w.announce(ctx); err != nil {
-		return err
+		return false, err
 	}
-	there, err := c.listPacks(ctx, "")
-	if err != nil {
-		return err
+	there, whole, err := c.vouched(ctx, w.started.ID, m)
+	if err == nil && whole {
+		err = c.bring(ctx, from, m, there, add)
 	}
+	if err == nil {
+		return whole, c.removeNotes(ctx, w.started.ID)
+	}
+	// What came is kept for the same command to go on from.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), suspendTime)
+	defer cancel()
+	return false, errors.Join(err, putNote(ctx, c.driver, c.stoppedName(w.started.ID), &stoppedNote{w.started.ID, now()}))
+}
+
+// bring copies the packs that are not there, and the manifest.
+func (c *Cluster) bring(ctx context.Context, from *Cluster, m *Manifest, there map[string]bool, add func(int64)) error {
 	for _, p := range m.Packs {
-		if there[p.Name] != p.Size {
+		if !there[p.Name] {
 			if err := c.copyObject(ctx, from, c.packHeader(p.Name, m.BlockSize)); err != nil && !errors.Is(err, ErrExist) {
 				return err
 			}
@@ -52,7 +69,59 @@ func (c *Cluster) copyPacks(ctx context.Context, from *Cluster, m *Manifest, add
 	if err := c.copyObject(ctx, from, c.manifestHeader(m.ID)); err != nil && !errors.Is(err, ErrExist) {
 		return err
 	}
-	return c.removeNotes(ctx, w.started.ID)
+	return nil
+}
+
+// packOwners returns the backups that a manifest's packs are named after.
+func packOwners(m *Manifest) []string {
+	var owners []string
+	for _, p := range m.Packs {
+		if owner, _, _ := strings.Cut(p.Name, "/"); !slices.Contains(owners, owner) {
+			owners = append(owners, owner)
+		}
+	}
+	return owners
+}
+
+// vouched returns which packs of a manifest are in the store and may be taken
+// as they are, by the rules of sweep.go. all is false where one is there that may
+// not, or that is another one. own is the caller's note, which is there already.
+func (c *Cluster) vouched(ctx context.Context, own string, m *Manifest) (there map[string]bool, all bool, err error) {
+	list, err := c.listBackups(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	named, err := c.neededPacks(ctx, list, nil)
+	if err != nil {
+		return nil, false, err
+	}
+	brought := map[string]bool{}
+	for _, id := range list.unfinished() {
+		if id == own {
+			continue
+		}
+		s, err := c.readStarted(ctx, id, list)
+		if err != nil && !errors.Is(err, ErrNotExist) && !isCorrupt(err) {
+			return nil, false, err
+		}
+		for _, owner := range s.owners() {
+			brought[owner] = true
+		}
+	}
+	sizes, err := c.listPacks(ctx, "")
+	if err != nil {
+		return nil, false, err
+	}
+	there = map[string]bool{}
+	for _, p := range m.Packs {
+		size, ok := sizes[p.Name]
+		owner, _, _ := strings.Cut(p.Name, "/")
+		if ok && (size != p.Size || !named[p.Name] && !brought[owner]) {
+			return nil, false, nil
+		}
+		there[p.Name] = ok
+	}
+	return there, true, nil
 }
 
 // copyObject copies an object as it is stored, checking each byte on the way.

@@ -1,8 +1,13 @@
 package repo
 
 import (
+	"context"
 	"encoding/binary"
 	"hash/crc32"
+	"maps"
+	"slices"
+	"sync/atomic"
+	"time"
 )
 
 // ForgeFrame changes a bit in the first frame of a pack and makes all checksums
@@ -52,4 +57,18 @@ func Aged(note []byte) []byte {
 		panic(err)
 	}
 	return out
+}
+
+// PackNames lists the packs in the store, in order.
+func (c *Cluster) PackNames(ctx context.Context) ([]string, error) {
+	packs, err := c.listPacks(ctx, "")
+	return slices.Sorted(maps.Keys(packs)), err
+}
+
+// Tick makes the cluster's clock go on by a second with every backup, as if the
+// test took as long as what it plays: identifiers of removed backups do not
+// come again.
+func (c *Cluster) Tick() {
+	begin, ticks := now().Add(-time.Hour), new(atomic.Int64)
+	c.clock = func() time.Time { return begin.Add(time.Duration(ticks.Add(1)) * time.Second) }
 }

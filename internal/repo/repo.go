@@ -220,7 +220,7 @@ func (r *Repository) Clusters(ctx context.Context) ([]uint64, error) {
 // Cluster returns the part of the repository that belongs to one cluster. It
 // may be empty yet.
 func (r *Repository) Cluster(systemID uint64) *Cluster {
-	return &Cluster{repo: r, driver: r.driver, systemID: systemID, prefix: strconv.FormatUint(systemID, 10) + "/"}
+	return &Cluster{repo: r, driver: r.driver, systemID: systemID, prefix: strconv.FormatUint(systemID, 10) + "/", clock: now}
 }
 
 // OnlyCluster returns the one cluster that the repository holds backups or WAL
@@ -261,6 +261,7 @@ type Cluster struct {
 	systemID uint64
 	prefix   string // "<system identifier>/"
 
+	clock   func() time.Time // names backups: one time is never given twice
 	indexes indexCache
 	segSize struct {
 		sync.Mutex

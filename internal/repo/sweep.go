@@ -43,6 +43,11 @@ import (
 //     its table names the pack; or that part is of a dead backup which was not
 //     given up in a, whose packs are spared.
 //
+// A copy keeps to the same rules with packs under their old names. Those that are
+// there already it takes for its own only where it found them, after its note,
+// through a manifest or through the note of another copy, which names them: a
+// dead copy's are spared like a dead backup's.
+//
 // Two sweepers at once delete at most what each would have deleted alone: both
 // obey the rules above, with respect to every writer. Which manifests go is the
 // policy's choice, and no policy lets the newest backup go.
@@ -72,6 +77,7 @@ type SweepPlan struct {
 	Waits      []string // backups that run: packs stay until they are done
 	Packs      []string // by name
 	Bytes      int64    // of those packs
+	Locked     []string // packs that would go and that the store's lock keeps for now
 }
 
 // Sweep removes what no backup needs: packs that no manifest names, and what
@@ -103,6 +109,9 @@ func (c *Cluster) Sweep(ctx context.Context, without []string, dry bool) (*Sweep
 			plan.Waits = append(plan.Waits, id)
 		}
 		spared[id] = true
+		for _, owner := range s.owners() {
+			spared[owner] = true
+		}
 	}
 	if len(plan.Waits) > 0 {
 		return plan, nil
@@ -123,12 +132,31 @@ func (c *Cluster) Sweep(ctx context.Context, without []string, dry bool) (*Sweep
 	if dry {
 		return plan, nil
 	}
-	for _, name := range plan.Packs {
-		if err := unlessLocked(c.driver.Delete(ctx, c.packHeader(name, 0).Name)); err != nil {
-			return plan, err
+	return plan, c.deletePacks(ctx, plan, packs)
+}
+
+// deletePacks deletes the packs of a plan, and takes those out of it that the
+// store's lock keeps.
+func (c *Cluster) deletePacks(ctx context.Context, plan *SweepPlan, sizes map[string]int64) error {
+	var gone []string
+	for i, name := range plan.Packs {
+		err := c.driver.Delete(ctx, c.packHeader(name, 0).Name)
+		switch {
+		case errors.Is(err, ErrLocked):
+			plan.Locked = append(plan.Locked, name)
+			plan.Bytes -= sizes[name]
+		case err != nil:
+			for _, left := range plan.Packs[i:] {
+				plan.Bytes -= sizes[left]
+			}
+			plan.Packs = gone
+			return err
+		default:
+			gone = append(gone, name)
 		}
 	}
-	return plan, nil
+	plan.Packs = gone
+	return nil
 }
 
 // sweepNotes removes the notes of dead backups that nobody will resume.
@@ -152,6 +180,7 @@ func (c *Cluster) sweepNotes(ctx context.Context, plan *SweepPlan, dry bool) err
 		case err != nil:
 			return err
 		case time.Since(s.Began) > AbandonAfter && !s.alive():
+		case s.Dead() && list.complete(s.copyOf()): // the copy was made after all
 		case !s.Dead() || id > newest && time.Since(s.Began) < ResumeWithin:
 			continue
 		}

@@ -18,7 +18,8 @@ import (
 type WriterOptions struct {
 	Tool      string // program and version
 	BlockSize uint32
-	ID        string // of the backup, for a copy; by default what it is announced as
+	ID        string   // of the backup, for a copy; by default what it is announced as
+	owners    []string // of the packs that a copy brings
 	// Parent is the backup to compare with; "" stores every block.
 	Parent     string
 	Level      Level
@@ -187,8 +188,11 @@ func (w *BackupWriter) openManifest() error {
 
 // announce finds a free identifier and takes it.
 func (w *BackupWriter) announce(ctx context.Context) error {
-	began := now()
+	began := w.cluster.clock()
 	w.started = newStarted(w.o.Tool, began)
+	if w.o.ID != "" {
+		w.started.Copy = &CopyNote{Backup: w.o.ID, Owners: w.o.owners}
+	}
 	for i := range 60 {
 		w.started.ID = began.Add(time.Duration(i) * time.Second).Format("20060102T150405Z")
 		// The identifier of a backup that was deleted may still have packs.

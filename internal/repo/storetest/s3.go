@@ -2,10 +2,15 @@ package storetest
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -22,39 +27,69 @@ const (
 
 // S3 is an S3 server of a test.
 type S3 struct {
-	Endpoint string // http://127.0.0.1:port
+	Endpoint string // http://127.0.0.1:port, or https
 	Dir      string // holds the buckets as directories
 	Bucket   string
 	Host     string
+	CA       string // file of the certificate that it is known by; "" without TLS
 }
 
 // NewS3 starts an S3 server with one bucket, which has versions and object
 // lock where locked is set. The keys are put into the test's environment.
 func NewS3(t testing.TB, locked bool) *S3 {
 	t.Helper()
-	bin := program(t, "versitygw", cacheDirs()...)
+	s, args := newS3(t, "http")
+	if locked {
+		args = append(args, "--versioning-dir", filepath.Join(filepath.Dir(s.Dir), "versions"))
+	}
+	return s.start(t, nil, args, locked)
+}
+
+// NewS3TLS starts one that speaks TLS, with a certificate of its own making.
+func NewS3TLS(t testing.TB) *S3 {
+	t.Helper()
+	s, args := newS3(t, "https")
+	s.CA = filepath.Join(filepath.Dir(s.Dir), "cert.pem")
+	key := filepath.Join(filepath.Dir(s.Dir), "key.pem")
+	makeCertificate(t, s.CA, key)
+	return s.start(t, []string{"--cert", s.CA, "--key", key}, args, false)
+}
+
+// newS3 prepares a server and returns the arguments of its store.
+func newS3(t testing.TB, scheme string) (s *S3, store []string) {
+	t.Helper()
 	base := t.TempDir()
-	s := &S3{Dir: filepath.Join(base, "data"), Bucket: "backup"}
-	port := freePort(t)
-	s.Host = fmt.Sprintf("127.0.0.1:%d", port)
-	s.Endpoint = "http://" + s.Host
-	args := []string{"--port", s.Host, "--quiet", "posix"}
+	s = &S3{Dir: filepath.Join(base, "data"), Bucket: "backup", Host: fmt.Sprintf("127.0.0.1:%d", freePort(t))}
+	s.Endpoint = scheme + "://" + s.Host
+	store = []string{"posix"}
 	for _, dir := range []string{"data", "versions", "sidecar"} {
 		if err := os.Mkdir(filepath.Join(base, dir), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if !hasAttributes(base) {
-		args = append(args, "--sidecar", filepath.Join(base, "sidecar"))
+		store = append(store, "--sidecar", filepath.Join(base, "sidecar"))
 	}
-	if locked {
-		args = append(args, "--versioning-dir", filepath.Join(base, "versions"))
+	return s, store
+}
+
+func (s *S3) start(t testing.TB, options, store []string, locked bool) *S3 {
+	t.Helper()
+	bin := program(t, "versitygw", cacheDirs()...)
+	_, port, err := net.SplitHostPort(s.Host)
+	if err != nil {
+		t.Fatal(err)
 	}
-	cmd := exec.Command(bin, append(args, s.Dir)...)
-	cmd.Dir = base
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := append([]string{"--port", s.Host, "--quiet"}, options...)
+	cmd := exec.Command(bin, append(append(args, store...), s.Dir)...)
+	cmd.Dir = filepath.Dir(s.Dir)
 	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+AccessKey, "ROOT_SECRET_KEY="+SecretKey)
-	start(t, port, cmd)
-	err := s.Client(t).MakeBucket(context.Background(), s.Bucket, minio.MakeBucketOptions{ObjectLocking: locked})
+	start(t, number, cmd)
+	err = s.Client(t).MakeBucket(context.Background(), s.Bucket, minio.MakeBucketOptions{ObjectLocking: locked})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,8 +107,17 @@ func Environment() map[string]string {
 // Client returns a client with the server's keys.
 func (s *S3) Client(t testing.TB) *minio.Client {
 	t.Helper()
-	c, err := minio.New(s.Host, &minio.Options{Creds: credentials.NewStaticV4(AccessKey, SecretKey, ""), Region: "us-east-1",
-		BucketLookup: minio.BucketLookupPath})
+	o := &minio.Options{Creds: credentials.NewStaticV4(AccessKey, SecretKey, ""), Region: "us-east-1", BucketLookup: minio.BucketLookupPath}
+	if s.CA != "" {
+		pem, err := os.ReadFile(s.CA)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pool := x509.NewCertPool()
+		pool.AppendCertsFromPEM(pem)
+		o.Secure, o.Transport = true, &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}
+	}
+	c, err := minio.New(s.Host, o)
 	if err != nil {
 		t.Fatal(err)
 	}
