@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tidemark/internal/cli"
 )
 
 var update = flag.Bool("update", false, "write the tables of json.md anew")
@@ -124,6 +126,7 @@ func elem(t reflect.Type) reflect.Type {
 var (
 	textMarshaler = reflect.TypeFor[encoding.TextMarshaler]()
 	jsonMarshaler = reflect.TypeFor[json.Marshaler]()
+	longList      = reflect.TypeFor[cli.LongList]()
 )
 
 // kindOf names a type as JSON shows it, and returns the object inside.
@@ -137,6 +140,9 @@ func kindOf(t reflect.Type) (kind string, inner reflect.Type) {
 			return "LSN", nil
 		}
 		return "string", nil
+	case elements(t) != nil:
+		kind, inner := kindOf(elements(t))
+		return "list of " + plural(kind), inner
 	case t.Implements(jsonMarshaler):
 		return "value", nil
 	}
@@ -159,6 +165,17 @@ func kindOf(t reflect.Type) (kind string, inner reflect.Type) {
 		return "value", nil
 	}
 	return "integer", nil
+}
+
+// elements is what a list that is written element by element holds, nil for
+// every other type.
+func elements(t reflect.Type) reflect.Type {
+	t = reflect.PointerTo(t)
+	if !t.Implements(longList) {
+		return nil
+	}
+	all, _ := t.MethodByName("All")
+	return all.Type.Out(0).In(0).In(0) // of func(yield func(T) bool)
 }
 
 func plural(kind string) string {

@@ -111,7 +111,10 @@ func TestOldPrimaryComesBack(t *testing.T) {
 	old.Stop()
 
 	check := pgtest.Run(t, "dbrewind", "check", "-D", old.Dir, "--source-server", one.ConnInfo(), "--json")
-	var rep rewind.Report
+	var rep struct {
+		rewind.Divergence
+		Lost []rewind.LostTransaction `json:"lost_transactions"`
+	}
 	if err := json.Unmarshal([]byte(check.Stdout), &rep); err != nil || check.Code != int(exit.Problem) || len(rep.Lost) != 1 {
 		t.Fatalf("%v %+v", err, check)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,27 +20,23 @@ const (
 
 func renderLost(t *cli.Text, r *rewind.Report) {
 	t.Blank()
-	t.Line("A rewind loses %s and %s of WAL:", cli.Plural(len(r.Lost), "committed transaction", "committed transactions"), cli.Bytes(r.LostBytes))
+	t.Line("A rewind loses %s and %s of WAL:", cli.Plural(r.Lost.Len(), "committed transaction", "committed transactions"), cli.Bytes(r.LostBytes))
 	renderTables(t, r.Lost)
-	renderTransactions(t, r.Lost, "committed")
+	renderTransactions(t, r.Lost.All(), r.Lost.Len(), "committed")
 	if len(r.Prepared) > 0 {
 		t.Blank()
 		t.Line("and %s, prepared and not committed:", cli.Plural(len(r.Prepared), "transaction", "transactions"))
-		renderTransactions(t, r.Prepared, "prepared")
+		renderTransactions(t, slices.Values(r.Prepared), len(r.Prepared), "prepared")
 	}
-	if len(r.Lost) > 0 {
+	if r.Lost.Len() > 0 {
 		t.Line("'dbrewind rescue' saves the rows.")
 	}
 }
 
 // renderTables sums the lost transactions up by table.
-func renderTables(t *cli.Text, lost []rewind.LostTransaction) {
-	times := map[*rewind.LostDeeds]int64{} // many did the same
-	for i := range lost {
-		times[lost[i].LostDeeds]++
-	}
+func renderTables(t *cli.Text, lost *rewind.LostTransactions) {
 	sums := map[string]*rewind.RelationChange{}
-	for deeds, n := range times {
+	for deeds, n := range lost.Deeds() {
 		for _, c := range deeds.Changes {
 			if !forUsers(c.Kind) {
 				continue
@@ -74,16 +71,21 @@ func renderTables(t *cli.Text, lost []rewind.LostTransaction) {
 // forUsers tells whether a kind of relation is one that people look for.
 func forUsers(kind string) bool { return kind != "toast" && kind != "catalog" && kind != "index" }
 
-func renderTransactions(t *cli.Text, list []rewind.LostTransaction, when string) {
-	if len(list) == 0 {
+func renderTransactions(t *cli.Text, list iter.Seq[rewind.LostTransaction], n int, when string) {
+	if n == 0 {
 		return
 	}
 	tab := cli.NewTable(">xid", when, "what it did")
-	for _, x := range list[:min(len(list), shownTransactions)] {
+	shown := 0
+	for x := range list {
+		if shown == shownTransactions {
+			break
+		}
+		shown++
 		tab.Row(strconv.FormatUint(uint64(x.XID), 10), cli.Time(x.Time), deeds(&x))
 	}
 	t.Table(tab)
-	if more := len(list) - shownTransactions; more > 0 {
+	if more := n - shown; more > 0 {
 		t.Line("and %s; --json lists them all.", cli.Plural(more, "more", "more"))
 	}
 }

@@ -104,10 +104,5 @@ func (e *Env) writeDocument(code exit.Code, err error) error {
 	if !e.JSON() || (e.document == nil && err == nil) {
 		return nil
 	}
-	out, merr := encodeDocument(e.document, newErrorDocument(code, e.exitStatus(code), err))
-	if merr != nil {
-		return merr
-	}
-	_, werr := e.streams.Out.Write(out)
-	return werr
+	return writeJSON(e.streams.Out, e.document, newErrorDocument(code, e.exitStatus(code), err))
 }

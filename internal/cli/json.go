@@ -1,8 +1,13 @@
 package cli
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"io"
+	"reflect"
+	"strings"
 
 	"tidemark/internal/exit"
 )
@@ -28,48 +33,145 @@ func newErrorDocument(code exit.Code, status int, err error) *ErrorDocument {
 	return d
 }
 
-// encodeDocument returns doc as indented JSON with the error as its last
-// member. A result that is not an object moves into the member "result".
-func encodeDocument(doc any, problem *ErrorDocument) ([]byte, error) {
-	body := []byte("{}")
-	if doc != nil {
-		b, merr := marshal(doc)
-		if merr != nil {
-			return nil, merr
-		}
-		body = b
-	}
-	if problem != nil {
-		e, merr := marshal(problem)
-		if merr != nil {
-			return nil, merr
-		}
-		body = splice(body, e)
-	}
-	var out bytes.Buffer
-	if ierr := json.Indent(&out, body, "", "  "); ierr != nil {
-		return nil, ierr
-	}
-	out.WriteByte('\n')
-	return out.Bytes(), nil
+// LongList is a member of a result that is too long to be held as one text:
+// its elements are encoded and written one after the other. The member's type
+// is a pointer; nil is written as null.
+type LongList interface {
+	json.Marshaler
+	// EachElement calls emit with each element as indented JSON, every line but
+	// the first behind the prefix. emit does not keep the bytes.
+	EachElement(prefix string, emit func([]byte) error) error
 }
 
-func splice(body, e []byte) []byte {
-	body = bytes.TrimSpace(body)
-	switch {
-	case body[0] != '{':
-		body = append([]byte(`{"result":`), body...)
-	case len(body) == 2:
-		body = []byte("{")
-	default:
-		body = body[:len(body)-1]
+// writeJSON writes doc as indented JSON with the error as its last member. A
+// result that is not an object moves into the member "result".
+func writeJSON(w io.Writer, doc any, problem *ErrorDocument) error {
+	var members []member
+	var err error
+	if doc != nil {
+		if members, err = membersOf(doc); err != nil {
+			return err
+		}
 	}
-	if len(body) > 1 {
-		body = append(body, ',')
+	if problem != nil {
+		e, err := marshal(problem)
+		if err != nil {
+			return err
+		}
+		members = append(members, member{name: "error", value: e})
 	}
-	body = append(body, `"error":`...)
-	body = append(body, e...)
-	return append(body, '}')
+	out := bufio.NewWriterSize(w, 64<<10)
+	if len(members) == 0 {
+		out.WriteString("{}\n")
+		return out.Flush()
+	}
+	before := "{"
+	for i := range members {
+		m := &members[i]
+		fmt.Fprintf(out, "%s\n  %q: ", before, m.name)
+		before = ","
+		if err := m.write(out); err != nil {
+			return err
+		}
+	}
+	out.WriteString("\n}\n")
+	return out.Flush()
+}
+
+// member is one of a document's.
+type member struct {
+	name  string
+	value json.RawMessage
+	list  LongList // instead of the value
+}
+
+func (m *member) write(w *bufio.Writer) error {
+	if m.list == nil {
+		var b bytes.Buffer
+		if err := json.Indent(&b, m.value, "  ", "  "); err != nil {
+			return err
+		}
+		_, err := w.Write(b.Bytes())
+		return err
+	}
+	w.WriteByte('[')
+	next := "\n    "
+	err := m.list.EachElement("    ", func(b []byte) error {
+		w.WriteString(next)
+		next = ",\n    "
+		_, err := w.Write(b)
+		return err
+	})
+	if next[0] == ',' {
+		w.WriteString("\n  ")
+	}
+	w.WriteByte(']')
+	return err
+}
+
+// membersOf encodes a document, but for its long lists.
+func membersOf(doc any) ([]member, error) {
+	short, lists := withoutLists(doc)
+	body, err := marshal(short)
+	if err != nil {
+		return nil, err
+	}
+	if body[0] != '{' {
+		return []member{{name: "result", value: body}}, nil
+	}
+	dec := json.NewDecoder(bytes.NewReader(body))
+	if _, err := dec.Token(); err != nil {
+		return nil, err
+	}
+	var out []member
+	for dec.More() {
+		name, err := dec.Token()
+		if err != nil {
+			return nil, err
+		}
+		m := member{name: fmt.Sprint(name)}
+		if err := dec.Decode(&m.value); err != nil {
+			return nil, err
+		}
+		m.list = lists[m.name]
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+// withoutLists returns a copy of a struct with its long lists taken out, and
+// these by the names of their members.
+func withoutLists(doc any) (any, map[string]LongList) {
+	v := reflect.ValueOf(doc)
+	for v.Kind() == reflect.Pointer && !v.IsNil() {
+		v = v.Elem()
+	}
+	if v.Kind() != reflect.Struct {
+		return doc, nil
+	}
+	var short reflect.Value
+	lists := map[string]LongList{}
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		if !f.IsExported() || f.Type.Kind() != reflect.Pointer || v.Field(i).IsNil() {
+			continue
+		}
+		l, ok := v.Field(i).Interface().(LongList)
+		if !ok {
+			continue
+		}
+		if !short.IsValid() {
+			short = reflect.New(v.Type()).Elem()
+			short.Set(v)
+		}
+		short.Field(i).SetZero()
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		lists[name] = l
+	}
+	if !short.IsValid() {
+		return doc, nil
+	}
+	return short.Interface(), lists
 }
 
 // marshal leaves <, > and & readable: the output is not HTML.

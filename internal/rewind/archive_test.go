@@ -259,7 +259,7 @@ func archiveOf(t *testing.T, n *pgtest.Node) string {
 func TestSourceRestoreCommand(t *testing.T) {
 	p, archive := archivedPair(t, pgtest.Options{WALSegMB: 64, TCP: true, HBA: []string{"host all all 127.0.0.1/32 scram-sha-256"}})
 	p.recycleIn(3)
-	p.new.Exec("ALTER ROLE postgres PASSWORD 'secret'")
+	p.new.Exec("SET password_encryption = 'scram-sha-256'; ALTER ROLE postgres PASSWORD 'secret'")
 	passfile := filepath.Join(t.TempDir(), "pgpass")
 	if err := os.WriteFile(passfile, []byte("127.0.0.1:*:*:postgres:secret\n"), 0o600); err != nil {
 		t.Fatal(err)

@@ -42,24 +42,23 @@ type RelationChange struct {
 
 // lostWork is what the target's WAL says of transactions.
 type lostWork struct {
-	committed []ended           // after the fork, in the order of their commits
+	committed pile[ended]       // after the fork, in the order of their commits
 	prepared  map[uint32]*ended // prepared, and neither committed nor aborted
 	files     map[wal.RelFile]bool
-	commits   map[uint32]bool // every transaction and subtransaction that committed, before the fork too
-	begun     wal.LSN         // where reading began
+	commits   xidSet  // every transaction and subtransaction that committed, before the fork too
+	begun     wal.LSN // where reading began
 }
 
 // xids are the numbers of the transactions that committed after the fork, and
 // of their subtransactions.
-func (w *lostWork) xids() map[uint32]bool {
-	out := map[uint32]bool{}
-	for i := range w.committed {
-		e := &w.committed[i]
+func (w *lostWork) xids() xidSet {
+	out := xidSet{}
+	for e := range w.committed.all() {
 		if e.xid != 0 {
-			out[e.xid] = true
+			out.add(e.xid)
 		}
 		for _, sub := range e.subs {
-			out[sub] = true
+			out.add(sub)
 		}
 	}
 	return out
@@ -121,8 +120,8 @@ func (j *job) oldest(ctx context.Context, w *lostWork, lsn wal.LSN) (uint32, err
 			oldest = xid
 		}
 	}
-	for i := range w.committed {
-		consider(w.committed[i].xid)
+	for e := range w.committed.all() {
+		consider(e.xid)
 	}
 	for xid := range w.prepared {
 		consider(xid)

@@ -52,7 +52,8 @@ func TestLostTransactions(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got []uint32
-		for _, l := range rep.Lost {
+		lost := slices.Collect(rep.Lost.All())
+		for _, l := range lost {
 			got = append(got, l.XID)
 			if l.XID == open && (!slices.Contains(l.Relations, relation) || l.Subxacts != 1) {
 				t.Errorf("%+v does not show the subtransaction's change of %s", l, relation)
@@ -61,7 +62,7 @@ func TestLostTransactions(t *testing.T) {
 				t.Errorf("%+v", l)
 			}
 		}
-		last := rep.Lost[len(rep.Lost)-1]
+		last := lost[len(lost)-1]
 		if !slices.Contains(last.Dropped, dropped) {
 			t.Errorf("%+v does not show the drop of %s", last, dropped)
 		}
@@ -147,7 +148,7 @@ func testLostRows(t *testing.T, major int, crashed bool) {
 	}
 	sameTree(t, before, p.old.Dir)
 	got, deeds := map[string]int{}, map[string]int{}
-	for _, l := range rep.Lost {
+	for l := range rep.Lost.All() {
 		for _, c := range l.Changes {
 			if c.Kind == "table" {
 				got[fmt.Sprintf("%s +%d ~%d -%d", c.Relation, c.Inserted, c.Updated, c.Deleted)]++

@@ -1,10 +1,6 @@
 package rewind
 
-import (
-	"time"
-
-	"tidemark/pkg/wal"
-)
+import "tidemark/pkg/wal"
 
 // collector keeps what the transactions did in a piece of the WAL. Millions of
 // records pass through it: it allocates nothing per record, and looks nothing
@@ -30,7 +26,7 @@ type ending struct {
 	twoPhase bool // of a transaction that was prepared
 	xid      uint32
 	lsn      wal.LSN
-	time     time.Time
+	time     moment
 	work     *txn // in this piece; nil for an abort
 	*details
 }
@@ -152,13 +148,13 @@ func (c *collector) detail(r *wal.Record, detail wal.Detail) {
 			t.created = append(t.created, d.File)
 		}
 	case *wal.Commit:
-		c.ends = append(c.ends, ending{how: committed, twoPhase: d.Prepared, xid: d.XID, lsn: r.LSN, time: d.Time,
+		c.ends = append(c.ends, ending{how: committed, twoPhase: d.Prepared, xid: d.XID, lsn: r.LSN, time: momentOf(d.Time),
 			work: c.take(d.XID, d.Subtransactions), details: newDetails(d.Subtransactions, d.GID, d.Dropped)})
 	case *wal.Abort:
 		c.take(d.XID, d.Subtransactions)
 		c.ends = append(c.ends, ending{how: aborted, xid: d.XID, details: newDetails(d.Subtransactions, "", nil)})
 	case *wal.Prepare:
-		c.ends = append(c.ends, ending{how: prepared, xid: d.XID, lsn: r.LSN, time: d.Time,
+		c.ends = append(c.ends, ending{how: prepared, xid: d.XID, lsn: r.LSN, time: momentOf(d.Time),
 			work: c.take(d.XID, d.Subtransactions), details: newDetails(d.Subtransactions, d.GID, d.CommitDrops)})
 	}
 }

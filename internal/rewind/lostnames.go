@@ -25,7 +25,7 @@ type names struct {
 // the WAL, which says what committed since.
 func (j *job) openNames(ctx context.Context, w *lostWork) *names {
 	n := &names{known: map[wal.RelFile]*catalog.Relation{}, told: map[*txn]*LostDeeds{}}
-	c, err := catalog.Open(j.Target, catalog.Options{Committed: func(xid uint32) bool { return w.commits[xid] }})
+	c, err := catalog.Open(j.Target, catalog.Options{Committed: func(xid uint32) bool { return w.commits.has(xid) }})
 	if err != nil {
 		j.warn("the target's catalogs cannot be read, relations are named by their files: %v", err)
 	} else {

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"tidemark/internal/catalog"
+	"tidemark/internal/progress"
 	"tidemark/pkg/wal"
 )
 
@@ -15,11 +16,9 @@ func (j *job) describeLost(ctx context.Context, rep *Report) error {
 	if err != nil {
 		return err
 	}
+	j.Progress.Phase("naming what they changed", 0, progress.Items)
 	n := j.openNames(ctx, w)
-	rep.Lost = make([]LostTransaction, len(w.committed))
-	for i := range w.committed {
-		rep.Lost[i] = n.describe(&w.committed[i])
-	}
+	rep.Lost = newLostTransactions(w, n)
 	for _, e := range w.prepared {
 		rep.Prepared = append(rep.Prepared, n.describe(e))
 	}
@@ -39,7 +38,7 @@ func fileNames(set map[wal.RelFile]bool) []string {
 
 // describe puts a transaction in the report's words.
 func (n *names) describe(e *ended) LostTransaction {
-	return LostTransaction{XID: e.xid, LSN: e.lsn, Time: e.time.UTC(), GID: e.gid, LostDeeds: n.deeds(e), Subxacts: len(e.subs)}
+	return LostTransaction{XID: e.xid, LSN: e.lsn, Time: e.time.utc(), GID: e.gid, LostDeeds: n.deeds(e), Subxacts: len(e.subs)}
 }
 
 // deeds describes what a transaction did, once for all that did the same.
@@ -50,10 +49,15 @@ func (n *names) deeds(e *ended) *LostDeeds {
 	l := n.told[e.work]
 	if l == nil {
 		l = n.describeDeeds(e)
-		n.told[e.work] = l
+		if len(n.told) < pooledTxns {
+			n.told[e.work] = l
+		}
 	}
 	return l
 }
+
+// kept tells whether what a transaction did is described once for all.
+func (n *names) kept(e *ended) bool { return len(e.dropped) == 0 && n.told[e.work] != nil }
 
 func (n *names) describeDeeds(e *ended) *LostDeeds {
 	l := &LostDeeds{}

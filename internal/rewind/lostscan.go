@@ -7,13 +7,15 @@ import (
 	"runtime"
 	"sync"
 
+	"tidemark/internal/progress"
 	"tidemark/pkg/wal"
 )
 
 // readLost reads the target's WAL from start to end and collects what the
 // transactions did that committed after the fork.
 func (j *job) readLost(ctx context.Context, start, fork, end wal.LSN) (*lostWork, error) {
-	s := lostScan{src: j.wal, opt: j.walOptions(start), fork: fork, size: lostPiece, workers: runtime.GOMAXPROCS(0)}
+	j.Progress.Phase("collecting lost transactions", int64(end-start), progress.Bytes)
+	s := lostScan{src: j.wal, opt: j.walOptions(start), fork: fork, size: lostPiece, workers: runtime.GOMAXPROCS(0), read: j.Progress.Add}
 	s.opt.End = end
 	w, err := s.parallel(ctx)
 	if w == nil && err == nil {
@@ -68,10 +70,11 @@ type lostScan struct {
 	fork    wal.LSN
 	size    wal.LSN // of a piece
 	workers int
+	read    func(bytes int64) // is told of progress
 }
 
 func (s *lostScan) newWork() *lostWork {
-	return &lostWork{prepared: map[uint32]*ended{}, files: map[wal.RelFile]bool{}, commits: map[uint32]bool{}, begun: s.opt.Start}
+	return &lostWork{prepared: map[uint32]*ended{}, files: map[wal.RelFile]bool{}, commits: xidSet{}, begun: s.opt.Start}
 }
 
 // serial reads from front to back.
@@ -83,6 +86,7 @@ func (s *lostScan) serial(each func(func(*wal.Record) error) error) (*lostWork, 
 		if r.LSN >= next {
 			m.merge(c)
 			c.reset()
+			s.read(int64(s.size))
 			next = s.cut(r.LSN)
 		}
 		return c.record(r)
@@ -139,6 +143,7 @@ func (s *lostScan) parallel(ctx context.Context) (*lostWork, error) {
 			return nil, context.Cause(ctx)
 		}
 		m.merge(p.found)
+		s.read(int64(p.end - p.start))
 		free <- p.found
 		if p.found = nil; p.first != 0 {
 			before = *p
@@ -279,12 +284,12 @@ func (m *merger) commit(e *ending, work *txn) {
 		}
 		delete(m.out.prepared, e.xid)
 	}
-	m.out.commits[e.xid] = true
+	m.out.commits.add(e.xid)
 	for _, sub := range e.subs {
-		m.out.commits[sub] = true
+		m.out.commits.add(sub)
 	}
 	if e.lsn >= m.fork && (e.xid != 0 || len(e.dropped) > 0) {
-		m.out.committed = append(m.out.committed, out)
+		m.out.committed.add(out)
 	}
 }
 

@@ -51,7 +51,7 @@ func recordedScan(t *testing.T, major int) *lostScan {
 		file.Close()
 	}
 	tl := f.Timelines[0]
-	return &lostScan{src: src, fork: tl.Start + (tl.End-tl.Start)/3, size: 1 << 20, workers: 4,
+	return &lostScan{src: src, fork: tl.Start + (tl.End-tl.Start)/3, size: 1 << 20, workers: 4, read: func(int64) {},
 		opt: wal.Options{Start: tl.Start, End: tl.End, SegmentSize: f.SegmentSize, Major: major}}
 }
 
@@ -89,8 +89,8 @@ func TestLostInPieces(t *testing.T) {
 			size := s.size
 			s.size = 1 << 40 // one piece
 			want := inLine(t, s)
-			if len(want.committed) == 0 || len(want.files) == 0 {
-				t.Fatalf("%d lost transactions on %d files", len(want.committed), len(want.files))
+			if want.committed.len() == 0 || len(want.files) == 0 {
+				t.Fatalf("%d lost transactions on %d files", want.committed.len(), len(want.files))
 			}
 			for _, s.size = range []wal.LSN{8 << 10, 64 << 10, size} {
 				sameLost(t, fmt.Sprintf("from front to back, %d bytes at a time", s.size), want, inLine(t, s))
@@ -110,8 +110,8 @@ func sameLost(t *testing.T, what string, want, got *lostWork) {
 	t.Helper()
 	if !reflect.DeepEqual(want, got) {
 		t.Errorf("%s: %d transactions on %d files, %d prepared, %d commits; wanted %d on %d, %d prepared, %d commits, or the same in other words",
-			what, len(got.committed), len(got.files), len(got.prepared), len(got.commits),
-			len(want.committed), len(want.files), len(want.prepared), len(want.commits))
+			what, got.committed.len(), len(got.files), len(got.prepared), len(got.commits),
+			want.committed.len(), len(want.files), len(want.prepared), len(want.commits))
 	}
 }
 
@@ -150,7 +150,7 @@ func TestLostSpansPieces(t *testing.T) {
 		m.merge(p)
 	}
 	want := []rowCounts{{file: a, inserted: 4}, {file: b, deleted: 6}}
-	if len(m.out.committed) != 1 || !reflect.DeepEqual(m.out.committed[0].work.files, want) || len(m.open) != 0 {
-		t.Errorf("%+v, open: %v", m.out.committed, m.open)
+	if m.out.committed.len() != 1 || !reflect.DeepEqual(m.out.committed.chunks[0][0].work.files, want) || len(m.open) != 0 {
+		t.Errorf("%+v, open: %v", m.out.committed.chunks, m.open)
 	}
 }

@@ -83,7 +83,7 @@ type Divergence struct {
 type Report struct {
 	Divergence
 	LostBytes     int64             `json:"lost_wal_bytes"`                  // WAL of the target after the fork
-	Lost          []LostTransaction `json:"lost_transactions"`               // committed on the target after the fork
+	Lost          *LostTransactions `json:"lost_transactions"`               // committed on the target after the fork
 	Prepared      []LostTransaction `json:"prepared_transactions,omitempty"` // prepared on the target after the fork, and not committed; a rewind loses them, too
 	RelationFiles []string          `json:"changed_relations"`               // main forks that the target changed after the fork: tablespace/database/file number
 	WAL           *WALNeeds         `json:"wal,omitempty"`                   // which WAL a rewind needs, and where that lies

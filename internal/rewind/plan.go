@@ -187,7 +187,7 @@ func (p *planner) compareFiles(ctx context.Context, theirs []blockcopy.Entry) (e
 			same = append(same, e)
 		}
 	}
-	p.Progress.Phase("comparing small files", 0, progress.Items)
+	p.Progress.Phase("comparing maps and other files that are not copied by block", 0, progress.Items)
 	p.equal, err = blockcopy.EqualFiles(ctx, p.job.source.Source, p.Target, same, p.Jobs)
 	return err
 }

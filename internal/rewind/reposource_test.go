@@ -103,7 +103,7 @@ func TestRepositorySource(t *testing.T) {
 
 				before := tree(t, p.old.Dir)
 				rep, err := Check(t.Context(), p.options())
-				if err != nil || !rep.Diverged || rep.Plan == nil || len(rep.Missing) > 0 || len(rep.Lost) == 0 || rep.Source.Timeline != 2 {
+				if err != nil || !rep.Diverged || rep.Plan == nil || len(rep.Missing) > 0 || rep.Lost.Len() == 0 || rep.Source.Timeline != 2 {
 					t.Fatalf("%+v, %v", rep, err)
 				}
 				if behind != (rep.Start.LSN == rep.Checkpoint.LSN) {
@@ -148,7 +148,7 @@ func TestRepositoryRefusals(t *testing.T) {
 	o.SourceRepo = walOnly.Location()
 	refused(t, o, exit.Refused, "no backup in")
 	rep, err := Check(t.Context(), o)
-	if err != nil || !rep.Diverged || rep.Plan != nil || len(rep.Lost) == 0 || len(rep.Missing) > 0 || rep.Fork == nil || rep.Source.Timeline != 2 {
+	if err != nil || !rep.Diverged || rep.Plan != nil || rep.Lost.Len() == 0 || len(rep.Missing) > 0 || rep.Fork == nil || rep.Source.Timeline != 2 {
 		t.Fatalf("with the WAL alone: %+v, %v", rep, err)
 	}
 	o = p.options()

@@ -14,7 +14,6 @@ import (
 	"tidemark/internal/blockcopy"
 	"tidemark/internal/catalog"
 	"tidemark/internal/exit"
-	"tidemark/internal/progress"
 	"tidemark/pkg/volume"
 	"tidemark/pkg/wal"
 )
@@ -150,13 +149,12 @@ func (j *job) divergenceToRescue(ctx context.Context) (*Divergence, error) {
 
 // rescue saves the rows of a target that diverged.
 func (j *job) rescue(ctx context.Context, res *RescueResult) error {
-	j.Progress.Phase("reading the target's WAL", 0, progress.Items)
 	end := res.Target.End
 	w, err := j.lostWork(ctx, &res.Divergence, end)
 	if err != nil {
 		return err
 	}
-	res.Transactions = len(w.committed)
+	res.Transactions = w.committed.len()
 	n := j.openNames(ctx, w)
 	r := &rescuer{job: j, work: w, names: n, lost: w.xids(), out: res.Dir, res: res, made: w.madeFiles()}
 	if r.rows, err = j.trackRows(ctx, w, n, res.Fork.LSN, end); err != nil {
@@ -226,8 +224,7 @@ func (res *RescueResult) write() error {
 // madeFiles are the main forks that lost transactions made.
 func (w *lostWork) madeFiles() map[wal.RelFile]bool {
 	out := map[wal.RelFile]bool{}
-	for i := range w.committed {
-		e := &w.committed[i]
+	for e := range w.committed.all() {
 		for _, f := range e.work.created {
 			out[f] = true
 		}
@@ -237,8 +234,7 @@ func (w *lostWork) madeFiles() map[wal.RelFile]bool {
 
 // listLosses lists what cannot be saved by its nature.
 func (r *rescuer) listLosses() {
-	for i := range r.work.committed {
-		e := &r.work.committed[i]
+	for e := range r.work.committed.all() {
 		l := r.names.describe(e)
 		for _, name := range l.Truncated {
 			r.notSaved(name, 0, "transaction %d truncated it: its rows from before are gone", e.xid)

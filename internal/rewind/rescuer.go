@@ -20,7 +20,7 @@ type rescuer struct {
 	job   *job
 	work  *lostWork
 	names *names
-	lost  map[uint32]bool // transactions and subtransactions
+	lost  xidSet // transactions and subtransactions
 	rows  map[wal.RelFile]*fileRows
 	made  map[wal.RelFile]bool // files that lost transactions made
 	out   string
@@ -42,8 +42,7 @@ const template1 = 1
 // databases are those that the lost transactions wrote to.
 func (r *rescuer) databases() []uint32 {
 	set := map[uint32]bool{}
-	for i := range r.work.committed {
-		e := &r.work.committed[i]
+	for e := range r.work.committed.all() {
 		for i := range e.work.files {
 			if f := e.work.files[i].file; f.Database != 0 {
 				set[f.Database] = true

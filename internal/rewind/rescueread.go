@@ -45,7 +45,7 @@ func (r *rescuer) connect(ctx context.Context, s *scratch, database string) (*pg
 		}
 	}
 	var lost strings.Builder
-	for xid := range r.lost {
+	for xid := range r.lost.all() {
 		fmt.Fprintln(&lost, xid)
 	}
 	if _, err := conn.PgConn().CopyFrom(ctx, strings.NewReader(lost.String()), "COPY pg_temp.lost FROM STDIN"); err != nil {
@@ -93,8 +93,7 @@ func (r *rescuer) readDatabase(ctx context.Context, s *scratch, oid uint32, name
 // touched are the files in the database that lost transactions wrote to.
 func (d *reading) touched(db uint32) []wal.RelFile {
 	set := map[wal.RelFile]bool{}
-	for i := range d.work.committed {
-		e := &d.work.committed[i]
+	for e := range d.work.committed.all() {
 		for i := range e.work.files {
 			if f := e.work.files[i].file; f.Database == db {
 				set[f] = true

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"tidemark/internal/catalog"
+	"tidemark/internal/progress"
 	"tidemark/pkg/wal"
 )
 
@@ -71,7 +72,7 @@ func (r *fileRows) delete(k tidKey) {
 
 // rowTracker follows the rows of the lost transactions through the WAL.
 type rowTracker struct {
-	lost   map[uint32]bool
+	lost   xidSet
 	fork   wal.LSN
 	wanted func(wal.RelFile) bool
 	files  map[wal.RelFile]*fileRows
@@ -94,8 +95,7 @@ func (j *job) trackRows(ctx context.Context, w *lostWork, n *names, fork, end wa
 		return want
 	}}
 	t.rewrote = map[wal.RelFile]map[uint32]bool{}
-	for i := range w.committed {
-		e := &w.committed[i]
+	for e := range w.committed.all() {
 		for _, f := range n.rewrote(e) {
 			t.rewrote[f] = map[uint32]bool{e.xid: true}
 			for _, sub := range e.subs {
@@ -103,6 +103,7 @@ func (j *job) trackRows(ctx context.Context, w *lostWork, n *names, fork, end wa
 			}
 		}
 	}
+	j.Progress.Phase("following rows through the target's WAL", 0, progress.Items)
 	if err := j.eachRecord(ctx, w.begun, end, t.record); err != nil {
 		return nil, err
 	}
@@ -144,7 +145,7 @@ func (t *rowTracker) record(r *wal.Record) error {
 			rows.images[b.Block] = append(rows.images[b.Block], imageRef{r.LSN, i})
 		}
 	}
-	if (r.RMID != wal.RmHeap && r.RMID != wal.RmHeap2) || !t.lost[r.XID] && r.LSN >= t.fork {
+	if (r.RMID != wal.RmHeap && r.RMID != wal.RmHeap2) || !t.lost.has(r.XID) && r.LSN >= t.fork {
 		return nil
 	}
 	c := &t.change
@@ -153,7 +154,7 @@ func (t *rowTracker) record(r *wal.Record) error {
 		return err
 	}
 	rows := t.of(c.File)
-	if !t.lost[r.XID] {
+	if !t.lost.has(r.XID) {
 		if c.Op == wal.HeapInsert || c.Op == wal.HeapUpdate {
 			for _, off := range c.Offsets {
 				rows.filled[keyOf(c.Block, off)] = r.LSN

@@ -356,7 +356,7 @@ func TestRestoreTargetWAL(t *testing.T) {
 	o := p.options()
 	o.RestoreTargetWAL = true
 	before := tree(t, p.old.Dir)
-	if rep, err := Check(t.Context(), o); err != nil || !rep.Diverged || len(rep.Lost) == 0 {
+	if rep, err := Check(t.Context(), o); err != nil || !rep.Diverged || rep.Lost.Len() == 0 {
 		t.Fatal(rep, err)
 	}
 	sameTree(t, before, p.old.Dir)

@@ -20,7 +20,7 @@ import (
 // page is replaced by an image of it from the WAL that still has them: with
 // full_page_writes there is one from the first change after each checkpoint.
 // Versions that are in neither are taken out of rows.gone and counted.
-func (s *scratch) uncover(ctx context.Context, f wal.RelFile, rows *fileRows, lost map[uint32]bool) (unreadable int64, err error) {
+func (s *scratch) uncover(ctx context.Context, f wal.RelFile, rows *fileRows, lost xidSet) (unreadable int64, err error) {
 	pages := map[uint32][]tidKey{}
 	for k := range rows.gone {
 		pages[k.block()] = append(pages[k.block()], k)
@@ -44,7 +44,7 @@ func (s *scratch) uncover(ctx context.Context, f wal.RelFile, rows *fileRows, lo
 }
 
 // bestPage is the version of a page that holds most of the rows, uncovered.
-func (s *scratch) bestPage(ctx context.Context, f wal.RelFile, block uint32, keys []tidKey, rows *fileRows, lost map[uint32]bool) (best []byte, found map[tidKey]bool, err error) {
+func (s *scratch) bestPage(ctx context.Context, f wal.RelFile, block uint32, keys []tidKey, rows *fileRows, lost xidSet) (best []byte, found map[tidKey]bool, err error) {
 	try := func(page []byte, at wal.LSN) {
 		if page == nil || volume.ParsePageHeader(page).Validate(len(page)) != nil {
 			return
@@ -134,7 +134,7 @@ func (s *scratch) place(f wal.RelFile, block uint32) (path string, at int64) {
 }
 
 // uncoverRow declares void that a lost transaction deleted the row.
-func uncoverRow(page []byte, offset uint16, lost map[uint32]bool) bool {
+func uncoverRow(page []byte, offset uint16, lost xidSet) bool {
 	const linePointer, normal, headerSize = 4, 1, 23
 	at := volume.PageHeaderSize + (int(offset)-1)*linePointer
 	if offset == 0 || at+linePointer > int(volume.ParsePageHeader(page).Lower) {
@@ -147,7 +147,7 @@ func uncoverRow(page []byte, offset uint16, lost map[uint32]bool) bool {
 	}
 	row := page[begin : begin+size]
 	mask, xmin, xmax := binary.LittleEndian.Uint16(row[volume.TupleInfomask:]), binary.LittleEndian.Uint32(row), binary.LittleEndian.Uint32(row[4:])
-	if lost[xmin] || xmax != 0 && mask&(volume.HeapXmaxInvalid|volume.HeapXmaxIsMulti|volume.HeapXmaxLockOnly) == 0 && !lost[xmax] {
+	if lost.has(xmin) || xmax != 0 && mask&(volume.HeapXmaxInvalid|volume.HeapXmaxIsMulti|volume.HeapXmaxLockOnly) == 0 && !lost.has(xmax) {
 		return false // another row that took its place, or that another transaction had deleted
 	}
 	mask = mask&^(volume.HeapXmaxCommitted|volume.HeapXmaxIsMulti|volume.HeapXmaxLockOnly) | volume.HeapXmaxInvalid
