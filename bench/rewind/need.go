@@ -5,13 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"tidemark/bench/scratch"
 	"tidemark/internal/blockcopy"
@@ -28,12 +25,6 @@ type need struct {
 }
 
 func (n need) total() int64 { return n.blocks + n.other + n.wal }
-
-// checked is what `dbrewind check` took, and how much WAL it read.
-type checked struct {
-	wall time.Duration
-	wal  int64
-}
 
 // needed works out what has to travel: the blocks are those of the plan, the
 // rest is compared here.
@@ -99,31 +90,4 @@ func equal(a, b string) (same bool, size int64, err error) {
 		err = nil
 	}
 	return db != nil && bytes.Equal(da, db), int64(len(da)), err
-}
-
-// check times `dbrewind check`, whose status 3 says that they diverged.
-func (b *bench) check(sc scenario, source *scratch.Server) (best checked, err error) {
-	pristine := b.place.Cluster(sc.pristine, portOld)
-	for range b.rounds {
-		cmd := b.place.Command(b.dbrewind, "check", "-D", pristine.Data, "--source-server", source.Conninfo(), "--json")
-		var out bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &out, io.Discard
-		begin := time.Now()
-		err := cmd.Run()
-		took := time.Since(begin)
-		if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != 3 {
-			return best, fmt.Errorf("dbrewind check: %w\n%s", err, out.Bytes())
-		}
-		var rep struct {
-			Target     struct{ End wal.LSN }  `json:"target"`
-			Checkpoint struct{ Redo wal.LSN } `json:"checkpoint"`
-		}
-		if err := json.Unmarshal(out.Bytes(), &rep); err != nil {
-			return best, err
-		}
-		if best.wall == 0 || took < best.wall {
-			best = checked{took, int64(rep.Target.End - rep.Checkpoint.Redo)}
-		}
-	}
-	return best, nil
 }

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"runtime/debug"
-	"time"
 
 	"tidemark/bench/scratch"
 )
@@ -31,7 +30,7 @@ func (b *bench) scenario(ctx context.Context, sc scenario) (err error) {
 	if err != nil {
 		return err
 	}
-	var checked checked
+	var checked []checked
 	if b.with == "" {
 		if checked, err = b.check(sc, source); err != nil {
 			return err
@@ -58,10 +57,9 @@ func (b *bench) scenario(ctx context.Context, sc scenario) (err error) {
 	if b.with != "" {
 		return nil
 	}
-	perGB := checked.wall.Seconds() / (float64(checked.wal) / 1e9)
-	fmt.Printf("  dbrewind check: %.2f s for %s of WAL, %.2f s/GB   wanted %.1f%s\n", checked.wall.Seconds(), scratch.MB(checked.wal), perGB, wantedCheck,
-		// Of less than a GB it is the connection and the list of files that take the time.
-		scratch.Missed(perGB > wantedCheck && checked.wall > time.Second))
+	for _, c := range checked {
+		c.print()
+	}
 	return nil
 }
 

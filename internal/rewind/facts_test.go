@@ -344,7 +344,7 @@ func TestSourceUnderAnotherName(t *testing.T) {
 	if _, err := Run(t.Context(), o); exit.CodeOf(err) != exit.Refused || !strings.Contains(err.Error(), "not provably the same server") {
 		t.Fatal(err)
 	}
-	p.new.Exec("CREATE ROLE other SUPERUSER LOGIN")
+	p.new.Exec("SET password_encryption = 'scram-sha-256'; CREATE ROLE other SUPERUSER LOGIN")
 	o.SourceConn = p.new.ConnInfo("user=other") // its name tells the user
 	if res := mustRun(t, o); !res.Resumed {
 		t.Errorf("%+v", res)
@@ -356,7 +356,7 @@ func TestSourceUnderAnotherName(t *testing.T) {
 func TestOverTCP(t *testing.T) {
 	p := newPair(t, pgtest.Options{TCP: true, HBA: []string{"host all rewinder 127.0.0.1/32 scram-sha-256"}})
 	p.new.Promote()
-	p.new.Exec(`CREATE ROLE rewinder LOGIN PASSWORD 'a "strange:secret'; GRANT EXECUTE ON FUNCTION pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean),
+	p.new.Exec(`SET password_encryption = 'scram-sha-256'; CREATE ROLE rewinder LOGIN PASSWORD 'a "strange:secret'; GRANT EXECUTE ON FUNCTION pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean),
 			pg_read_binary_file(text), pg_read_binary_file(text, bigint, bigint, boolean) TO rewinder`)
 	p.write()
 	p.old.Stop()

@@ -30,6 +30,7 @@ func newTemplated(t *testing.T, major int) *pair {
 	p.old.ExecIn("tmpl", "CREATE TABLE y AS SELECT g AS i, 'before' AS v FROM generate_series(1, 5000) g")
 	p.old.Exec("CHECKPOINT")
 	p.new.WaitFor(p.old)
+	p.new.Exec("CHECKPOINT") // replay begins behind tmpl's own making
 	p.new.Promote()
 	p.old.ExecIn("tmpl", "UPDATE y SET v = 'lost' WHERE i % 10 = 0")
 	p.old.Stop()
@@ -137,10 +138,10 @@ func TestFileCopyWhileCopying(t *testing.T) {
 			p.new.ExecIn("tmpl", "UPDATE y SET v = 'after' WHERE i < 3000; CHECKPOINT")
 		}
 	})
-	_, err := Run(t.Context(), o)
+	res, err := Run(t.Context(), o)
 	var u *unsafeReplay
 	if !errors.As(err, &u) {
-		t.Fatal(err)
+		t.Fatalf("%v, %+v", err, res)
 	}
 	if _, err := Undo(t.Context(), UndoOptions{Target: p.old.Dir}); err != nil {
 		t.Fatal(err)
