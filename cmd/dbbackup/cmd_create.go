@@ -21,6 +21,8 @@ type createCmd struct {
 	Rehash  *int          `name:"rehash-every" placeholder:"DAYS" config:"repository.rehash_every" help:"Read every block after so many days, even where the WAL proves it unchanged; 7 by default, 0: each time."`
 	Rate    cli.ByteSize  `placeholder:"BYTES" help:"Read at most so many bytes per second (such as 50MB); as fast as it goes by default."`
 	Plain   string        `placeholder:"DIR" type:"path" help:"Write a data directory that starts as it is, instead of into the repository."`
+	Tar     bool          `help:"With --plain: write base.tar and a tar file for each tablespace into the directory."`
+	Spaces  []string      `name:"tablespace" short:"T" placeholder:"OLD=NEW" sep:"none" help:"With --plain: put a tablespace (its directory, name or OID) into another directory; may be repeated."`
 	Timeout time.Duration `placeholder:"TIME" help:"How long to wait for the last WAL to reach the repository; 5m by default."`
 }
 
@@ -34,6 +36,9 @@ func (c *createCmd) Run(ctx context.Context, e *cli.Env) error {
 	}
 	if c.Plain != "" {
 		return c.plain(ctx, e, o)
+	}
+	if c.Tar || len(c.Spaces) > 0 {
+		return exit.New(exit.Usage, "dbrecover restore places the tablespaces of a backup in a repository", "--tar and --tablespace go with --plain DIR")
 	}
 	if err := needRepo(c.Repo); err != nil {
 		return err
@@ -70,15 +75,26 @@ func (c *createCmd) plain(ctx context.Context, e *cli.Env, o backup.Options) err
 	if c.Full {
 		return exit.New(exit.Usage, "leave --full out", "a plain backup is always full")
 	}
+	for _, s := range c.Spaces {
+		m, err := backup.ParseMapping(s)
+		if err != nil {
+			return err
+		}
+		o.Tablespaces = append(o.Tablespaces, m)
+	}
 	if err := cli.BecomeOwner(c.Plain, ""); err != nil {
 		return err
 	}
-	res, err := backup.CreatePlain(ctx, c.Plain, o)
+	take, complete := backup.CreatePlain, "%s is complete: a server starts on it, and pg_verifybackup accepts it."
+	if c.Tar {
+		take, complete = backup.CreateTar, "The tar files in %s are complete: unpacked, a server starts on them."
+	}
+	res, err := take(ctx, c.Plain, o)
 	if err != nil {
 		return err
 	}
 	err = e.Render(res, func(t *cli.Text) {
-		t.Line("%s is complete: a server starts on it, and pg_verifybackup accepts it.", res.Directory)
+		t.Line(complete, res.Directory)
 		took := res.Finished.Sub(res.Began)
 		t.KV("files", cli.Count(res.Files), "size", cli.Bytes(res.SizeBytes), "WAL", cli.Bytes(res.WALBytes),
 			"took", cli.Duration(took)+" ("+cli.Rate(res.SizeBytes, took)+")",
@@ -140,5 +156,7 @@ func (createCmd) Examples() string {
 dbbackup create --repo /srv/backup --label "before the upgrade"
 dbbackup create --repo /srv/backup -d service=replica  # from a standby
 dbbackup create --repo /srv/backup --rate 50MB         # gently
-dbbackup create --plain /srv/copy -d "port=5433"       # a data directory`
+dbbackup create --plain /srv/copy -d "port=5433"       # a data directory
+dbbackup create --plain /srv/copy -T /ssd/fast=/srv/fast # with a tablespace
+dbbackup create --plain /srv/tars --tar                  # base.tar and the like`
 }

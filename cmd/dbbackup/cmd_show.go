@@ -76,9 +76,9 @@ func renderShow(t *cli.Text, s *backup.ShowResult) {
 		t.Table(tab)
 	}
 	t.Blank()
-	tab := cli.NewTable("database", ">files", ">size")
+	tab := cli.NewTable(">database", "name", ">files", ">size")
 	for _, d := range s.Databases {
-		tab.Row(d.OID, cli.Count(d.Files), cli.Bytes(d.Bytes))
+		tab.Row(d.OID, d.Name, cli.Count(d.Files), cli.Bytes(d.Bytes))
 	}
 	t.Table(tab)
 	for _, sp := range s.Tablespaces {

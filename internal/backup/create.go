@@ -44,10 +44,14 @@ type Options struct {
 	// Rehash is how long ago every block may have been read at most; blocks
 	// that the WAL proves unchanged are not read meanwhile. DefaultRehash where
 	// 0, negative: every backup reads everything.
-	Rehash  time.Duration
-	Rate    int64         // bytes per second read at most; 0: as fast as it goes
-	Jobs    int           // parallel workers; 0 means as many as processors
-	Timeout time.Duration // for the last WAL to arrive, DefaultTimeout where 0
+	Rehash time.Duration
+	Rate   int64 // bytes per second read at most; 0: as fast as it goes
+	// Tablespaces says where a plain copy puts those that shall not go where
+	// they are; Tar makes it tar files.
+	Tablespaces []Mapping
+	Tar         bool
+	Jobs        int           // parallel workers; 0 means as many as processors
+	Timeout     time.Duration // for the last WAL to arrive, DefaultTimeout where 0
 
 	Progress progress.Reporter
 	Log      *slog.Logger
@@ -266,6 +270,9 @@ func (j *job) fill(ctx context.Context, w *repo.BackupWriter) (*repo.Summary, er
 		return nil, err
 	}
 	sum := j.summary(stop, control, histories)
+	if sum.Databases, err = j.server.databases(ctx); err != nil {
+		return nil, err
+	}
 	sum.Findings, sum.FindingCount = findings, count
 	return sum, nil
 }

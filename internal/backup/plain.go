@@ -6,8 +6,10 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +26,7 @@ import (
 // PlainResult describes a plain backup.
 type PlainResult struct {
 	Directory    string         `json:"directory"`          // where it is
+	Tar          bool           `json:"tar,omitempty"`      // as base.tar and one tar file for each tablespace
 	SystemID     repo.SystemID  `json:"system_identifier"`  // of the cluster
 	Server       string         `json:"server_version"`     // of the server it was taken from
 	Start        repo.Point     `json:"start"`              // where replay begins
@@ -39,7 +42,7 @@ type PlainResult struct {
 
 // CreatePlain takes a backup into a directory that a server starts on as it
 // is, and that pg_verifybackup accepts. The directory must be missing or
-// empty. The cluster must not have tablespaces outside of it.
+// empty, and so must be those that tablespaces go to.
 func CreatePlain(ctx context.Context, dir string, o Options) (*PlainResult, error) {
 	o = o.withDefaults()
 	s, err := connect(ctx, o.ConnInfo, o.Log)
@@ -48,14 +51,16 @@ func CreatePlain(ctx context.Context, dir string, o Options) (*PlainResult, erro
 	}
 	defer s.close()
 	for try := 1; ; try++ {
-		res, err := plainOnce(ctx, s, dir, o)
+		res, filled, err := plainOnce(ctx, s, dir, o)
 		var unsafe *unsafeError
 		if !errors.As(err, &unsafe) || try == attempts {
 			return res, err
 		}
 		o.Progress.Note("%v: copying again", unsafe)
-		if err := emptyDirectory(dir); err != nil {
-			return nil, err
+		for _, d := range filled {
+			if err := emptyDirectory(d); err != nil {
+				return nil, err
+			}
 		}
 	}
 }
@@ -63,39 +68,40 @@ func CreatePlain(ctx context.Context, dir string, o Options) (*PlainResult, erro
 // plain is an attempt at a plain backup.
 type plain struct {
 	*job
-	dir      string
-	stop     wal.LSN
-	findings []repo.Finding
-	count    int64
-	result   *PlainResult
+	dir    string
+	links  map[string]string // where tablespaces go
+	stop   wal.LSN
+	result *PlainResult
 }
 
-func plainOnce(ctx context.Context, s *server, dir string, o Options) (*PlainResult, error) {
+// plainOnce is one attempt. It returns the directories that it put files into.
+func plainOnce(ctx context.Context, s *server, dir string, o Options) (res *PlainResult, filled []string, err error) {
 	made, err := makeDirectory(dir)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	p := &plain{job: &job{Options: o, server: s, began: time.Now().UTC()}, dir: dir}
-	if err := p.begin(ctx); err != nil {
+	if err = p.begin(ctx); err == nil {
+		defer p.src.Close()
+		if p.links, err = placeSpaces(p.files.tablespaces, o.Tablespaces); err == nil {
+			err = emptySpaces(p.links)
+		}
+	}
+	if err != nil {
 		if made {
 			os.Remove(dir)
 		}
-		return nil, err
+		return nil, nil, err
 	}
-	defer p.src.Close()
-	if len(p.files.tablespaces) > 0 {
-		t := p.files.tablespaces[0]
-		return nil, exit.New(exit.Refused, "take the backup into a repository: dbrecover restore can place tablespaces elsewhere",
-			"the cluster has tablespaces (%d at %s), whose copy would lie at the same place", t.OID, t.Path)
-	}
+	filled = append(slices.Collect(maps.Values(p.links)), dir)
 	plan := p.plan(dir)
 	// Only a source that hands its pages past the checker is read.
 	_, err = blockcopy.Run(ctx, blockcopy.Options{Target: dir, Source: &checkedSource{throttle(p.src, o.Rate), p.pages}, Plan: plan, Jobs: o.Jobs,
 		Finish: p.finish, Progress: o.Progress, Log: o.Log})
 	if err != nil {
-		return nil, p.incomplete(err)
+		return nil, filled, p.incomplete(err)
 	}
-	return p.result, nil
+	return p.result, filled, nil
 }
 
 // incomplete says what is left of an attempt that failed. It is tombstoned,
@@ -168,6 +174,8 @@ func (p *plain) plan(dir string) *blockcopy.Plan {
 		switch e.Type {
 		case blockcopy.Dir:
 			plan.Actions = append(plan.Actions, blockcopy.Action{Kind: blockcopy.CreateDir, Path: e.Path})
+		case blockcopy.Link:
+			plan.Actions = append(plan.Actions, blockcopy.Action{Kind: blockcopy.CreateLink, Path: e.Path, LinkTarget: p.links[e.Path]})
 		case blockcopy.File:
 			plan.Actions = append(plan.Actions, blockcopy.Action{Kind: blockcopy.Copy, Path: e.Path, Size: e.Size})
 			plan.Totals.SourceBytes += e.Size
@@ -176,17 +184,18 @@ func (p *plain) plan(dir string) *blockcopy.Plan {
 	return plan
 }
 
-// finish is what can be known only after the last block: the stop position,
-// the WAL, the manifest.
-func (p *plain) finish(ctx context.Context) (blockcopy.Finish, error) {
-	var f blockcopy.Finish
+// ended is what can be known only after the last block: the stop position and
+// the WAL. It fills that into the result.
+func (p *plain) ended(ctx context.Context) (*blockcopy.Finish, error) {
+	f := &blockcopy.Finish{}
 	stop, control, err := p.server.end(ctx, p.src, p.start)
 	if err != nil {
 		return f, err
 	}
 	p.stop = stop
-	p.findings, p.count = p.pages.findings(stop)
-	nameRelations(ctx, p.server, p.findings)
+	p.result.Stop = repo.Point{LSN: stop, Timeline: p.start.Timeline}
+	p.result.Findings, p.result.FindingCount = p.pages.findings(stop)
+	nameRelations(ctx, p.server, p.result.Findings)
 	p.Progress.Phase("waiting for the WAL", 0, progress.Items)
 	if err := p.waitComplete(ctx, stop); err != nil {
 		return f, err
@@ -195,18 +204,25 @@ func (p *plain) finish(ctx context.Context) (blockcopy.Finish, error) {
 	if err := guard(ctx, live(p.src, p.start.Timeline, p.keeper.size), p.walOptions(), stop); err != nil {
 		return f, err
 	}
-	if f.Late, err = p.late(ctx, stop); err != nil {
-		return f, err
-	}
-	f.Control = control.Encode()
-	f.Label = p.label().Format()
-	p.Progress.Phase("writing the manifest", 0, progress.Items)
-	manifest, err := p.manifest(ctx, &f)
+	f.Control, f.Label = control.Encode(), p.label().Format()
+	f.Late, err = p.late(ctx, stop)
+	return f, err
+}
+
+// finish ends the copy with the WAL and the manifest.
+func (p *plain) finish(ctx context.Context) (blockcopy.Finish, error) {
+	p.result = p.newResult()
+	f, err := p.ended(ctx)
 	if err != nil {
-		return f, err
+		return *f, err
 	}
-	f.Files = append(f.Files, blockcopy.FinalFile{Path: "backup_manifest", Data: manifest})
-	return f, nil
+	p.Progress.Phase("writing the manifest", 0, progress.Items)
+	manifest, err := p.manifest(ctx, f)
+	if err != nil {
+		return *f, err
+	}
+	f.Files = append(f.Files, blockcopy.FinalFile{Path: volume.ManifestFileName, Data: manifest})
+	return *f, nil
 }
 
 // waitComplete waits until the server has all WAL before stop in pg_wal. The
@@ -255,6 +271,12 @@ func (p *plain) late(ctx context.Context, stop wal.LSN) ([]blockcopy.Action, err
 	return out, nil
 }
 
+// newResult begins the description of a plain backup.
+func (p *plain) newResult() *PlainResult {
+	return &PlainResult{Directory: p.dir, SystemID: repo.SystemID(p.control.SystemIdentifier), Server: p.server.version,
+		Start: repo.Point{LSN: p.start.Redo, Timeline: p.start.Timeline}, Began: p.began.Truncate(time.Millisecond)}
+}
+
 // manifest writes the backup_manifest: a checksum of every file as it is in
 // the copy now, and of those that the engine writes last.
 func (p *plain) manifest(ctx context.Context, f *blockcopy.Finish) ([]byte, error) {
@@ -286,9 +308,7 @@ func (p *plain) manifest(ctx context.Context, f *blockcopy.Finish) ([]byte, erro
 	}
 	var out bytes.Buffer
 	m := volume.NewManifestWriter(&out, volume.ManifestVersion(p.control.Major()), p.control.SystemIdentifier)
-	res := &PlainResult{Directory: p.dir, SystemID: repo.SystemID(p.control.SystemIdentifier), Server: p.server.version,
-		Start: repo.Point{LSN: p.start.Redo, Timeline: p.start.Timeline}, Stop: repo.Point{LSN: p.stop, Timeline: p.start.Timeline},
-		Began: p.began.Truncate(time.Millisecond), FindingCount: p.count, Findings: p.findings}
+	res := p.result
 	add := func(path string, size int64, crc []byte, at time.Time) error {
 		res.Files++
 		res.SizeBytes += size
@@ -321,7 +341,6 @@ func (p *plain) manifest(ctx context.Context, f *blockcopy.Finish) ([]byte, erro
 		res.WALBytes += a.Size
 	}
 	res.Finished = time.Now().UTC().Truncate(time.Millisecond)
-	p.result = res
 	return out.Bytes(), nil
 }
 

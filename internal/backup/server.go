@@ -340,6 +340,19 @@ func (s *server) proveLocal(dir string, start point) error {
 	return err
 }
 
+// databases lists the databases' names.
+func (s *server) databases(ctx context.Context) ([]repo.Database, error) {
+	rows, err := s.conn.Query(ctx, "SELECT oid, datname FROM pg_database ORDER BY oid LIMIT $1", repo.MaxDatabases)
+	if err != nil {
+		return nil, postgres.Explain(err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[repo.Database])
+	if err != nil {
+		return nil, postgres.Explain(err)
+	}
+	return list, nil
+}
+
 // nameTablespaces fills in the tablespaces' names.
 func (s *server) nameTablespaces(ctx context.Context, spaces []repo.Tablespace) error {
 	for i := range spaces {

@@ -38,11 +38,12 @@ type ChainLink struct {
 	Deleted bool   `json:"deleted"` // that backup is gone
 }
 
-// ShownDatabase is a database as far as files tell.
+// ShownDatabase is a database as far as its files tell.
 type ShownDatabase struct {
-	OID   uint32 `json:"oid"`   // its number
-	Files int64  `json:"files"` // how many files it has
-	Bytes int64  `json:"bytes"` // their size
+	OID   uint32 `json:"oid"`            // its number
+	Name  string `json:"name,omitempty"` // its name, where the backup knows it
+	Files int64  `json:"files"`          // how many files it has
+	Bytes int64  `json:"bytes"`          // their size
 }
 
 // Show describes one backup.
@@ -126,6 +127,11 @@ func databases(ctx context.Context, m *repo.Manifest) ([]ShownDatabase, error) {
 		d.Bytes += f.Size
 	})
 	out := []ShownDatabase{}
+	for _, d := range m.Databases {
+		if sums[d.OID] != nil {
+			sums[d.OID].Name = d.Name
+		}
+	}
 	for _, d := range sums {
 		out = append(out, *d)
 	}

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"tidemark/internal/progress"
@@ -171,13 +172,18 @@ func (v *VerifyCluster) judge(ctx context.Context, c *repo.Cluster, ids []string
 // after the backup began may be torn: replay makes it anew. One that was
 // damaged already when it was backed up is known.
 func pageJudge() func(s *repo.Summary, path string, block int64, page []byte) string {
+	var sizes sync.Map // of relation segments, by backup
 	return func(s *repo.Summary, path string, block int64, page []byte) string {
 		seg, ok := volume.ParseRelPath(path)
 		if !s.Checksums || !ok || len(page) != int(s.BlockSize) {
 			return ""
 		}
-		const segmentBytes = 1 << 30 // of every build that is in use
-		number := seg.FirstBlock(segmentBytes/s.BlockSize) + uint32(block)
+		size, ok := sizes.Load(s.ID)
+		if !ok {
+			size = relSegSize(s)
+			sizes.Store(s.ID, size)
+		}
+		number := seg.FirstBlock(size.(uint32)) + uint32(block)
 		if volume.CheckPage(page, number).OK() || volume.PageLSN(page) >= s.Start.LSN {
 			return ""
 		}
@@ -186,4 +192,14 @@ func pageJudge() func(s *repo.Summary, path string, block int64, page []byte) st
 		}
 		return "the page's checksum is wrong, and was right when it was backed up"
 	}
+}
+
+// relSegSize is how many blocks a segment of a relation has, by the backup's
+// control file; 1 GiB of them where that cannot be read.
+func relSegSize(s *repo.Summary) uint32 {
+	c, err := volume.ParseControl(s.Control)
+	if err != nil || c.RelSegSize == 0 {
+		return 1 << 30 / s.BlockSize
+	}
+	return c.RelSegSize
 }

@@ -132,6 +132,9 @@ func TestPageMapUnproven(t *testing.T) {
 		if third.Read >= first.Read/4 || strings.Contains(said, "every block") {
 			t.Errorf("right after it %d bytes were read\n%s", third.Read, said)
 		}
+		if out := pgtest.MustRun(t, "dbbackup", "show", "--repo", dir, second.ID); !strings.Contains(out, "template1") || !strings.Contains(out, "postgres") {
+			t.Errorf("no names of databases in\n%s", out)
+		}
 		want := n.Digest()
 		sameContents(t, restore(t, dir, second.ID, n).Digest(), want)
 	})

@@ -50,7 +50,8 @@ type Summary struct {
 	Source Origin `json:"source"`
 
 	Tablespaces []Tablespace `json:"tablespaces,omitempty"`
-	WAL         []WALRange   `json:"wal"` // the segments that a restore needs at least
+	Databases   []Database   `json:"databases,omitempty"` // their names, at most MaxDatabases
+	WAL         []WALRange   `json:"wal"`                 // the segments that a restore needs at least
 	History     []string     `json:"history,omitempty"`
 
 	Files       int64 `json:"files"`
@@ -146,6 +147,15 @@ type Tablespace struct {
 	OID  uint32 `json:"oid"` // its number
 	Path string `json:"path"`
 	Name string `json:"name,omitempty"`
+}
+
+// MaxDatabases bounds the list of names in a summary.
+const MaxDatabases = 10000
+
+// Database is a database's name as it was when the backup was taken.
+type Database struct {
+	OID  uint32 `json:"oid"` // its number
+	Name string `json:"name"`
 }
 
 // Finding is a block that was found damaged while it was backed up.
