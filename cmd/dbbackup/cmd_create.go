@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"os"
+	"runtime/debug"
 	"time"
 
 	"tidemark/internal/backup"
@@ -30,6 +32,7 @@ type createCmd struct {
 func (c *createCmd) Run(ctx context.Context, e *cli.Env) error {
 	o := backup.Options{Tool: "dbbackup " + cli.Version(), ConnInfo: c.DSN, DataDir: c.PGData, Label: c.Label, Full: c.Full,
 		Jobs: c.Jobs, Timeout: c.Timeout, Rehash: c.rehash(), Rate: int64(c.Rate), Progress: e.Progress(), Log: e.Log()}
+	boundMemory()
 	var err error
 	if o.Expires, err = backup.ParseMoment(c.Expires, time.Now()); err != nil {
 		return err
@@ -58,6 +61,17 @@ func (c *createCmd) Run(ctx context.Context, e *cli.Env) error {
 		return err
 	}
 	return damaged(sum.FindingCount)
+}
+
+// memoryGoal is what a backup has the collector keep to: the list of a million
+// files and the blocks at work fit into it.
+const memoryGoal = 192 << 20
+
+// boundMemory sets the goal unless the operator has one of his own.
+func boundMemory() {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryGoal)
+	}
 }
 
 // rehash is the policy in the library's terms: 0 means its default, below it always.

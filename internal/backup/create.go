@@ -329,12 +329,15 @@ func (j *job) copy(ctx context.Context, w *repo.BackupWriter) error {
 	j.Progress.Phase("copying", j.files.bytes, progress.Bytes)
 	p := newPacking(j, w)
 	return j.beside(ctx, func(ctx context.Context) error {
-		err := blockcopy.Fetch(ctx, throttle(j.src, j.Rate), j.files.ranges(), blockcopy.FetchOptions{Jobs: j.Jobs, TaskDone: p.taskDone},
-			func(piece blockcopy.Range, data []byte, gone bool) error { return p.deliver(ctx, piece, data, gone) })
-		if err != nil {
-			return err
+		src := throttle(j.src, j.Rate)
+		for ranges := range j.files.ranges() {
+			err := blockcopy.Fetch(ctx, src, ranges, blockcopy.FetchOptions{Jobs: j.Jobs, TaskDone: p.taskDone},
+				func(piece blockcopy.Range, data []byte, gone bool) error { return p.deliver(ctx, piece, data, gone) })
+			if err != nil {
+				return err
+			}
 		}
-		return p.openUpTo(len(p.entries))
+		return p.openUpTo(len(j.files.entries))
 	})
 }
 
@@ -355,10 +358,8 @@ func (j *job) beside(ctx context.Context, do func(context.Context) error) error 
 
 // packing turns what the fetch stage delivers into the files of a backup.
 type packing struct {
-	j       *job
-	w       *repo.BackupWriter
-	entries []blockcopy.Entry
-	index   map[string]int // of files that are read
+	j *job
+	w *repo.BackupWriter
 
 	mu     sync.Mutex
 	opened int
@@ -376,13 +377,7 @@ type openFile struct {
 }
 
 func newPacking(j *job, w *repo.BackupWriter) *packing {
-	p := &packing{j: j, w: w, entries: j.files.entries, index: make(map[string]int, len(j.files.entries)), open: map[int]*openFile{}}
-	for i, e := range p.entries {
-		if j.files.toRead(i) > 0 {
-			p.index[e.Path] = i
-		}
-	}
-	return p
+	return &packing{j: j, w: w, open: map[int]*openFile{}}
 }
 
 // openUpTo opens the entries before n that are not open yet, in order.
@@ -390,7 +385,7 @@ func (p *packing) openUpTo(n int) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for ; p.opened < n; p.opened++ {
-		e := p.entries[p.opened]
+		e := p.j.files.entry(p.opened)
 		f, err := p.w.File(e)
 		if err != nil {
 			return err
@@ -417,8 +412,8 @@ func (p *packing) openUpTo(n int) error {
 }
 
 func (p *packing) file(path string) (*openFile, error) {
-	i, ok := p.index[path]
-	if !ok {
+	i, ok := p.j.files.find(path)
+	if !ok || p.j.files.toRead(i) == 0 {
 		return nil, fmt.Errorf("%s was not asked for", path)
 	}
 	if err := p.openUpTo(i + 1); err != nil {
@@ -472,7 +467,7 @@ func (p *packing) taskDone(_ context.Context, t blockcopy.Task) error {
 	var done []*openFile
 	p.mu.Lock()
 	for _, r := range t.Ranges {
-		i := p.index[r.Path]
+		i, _ := p.j.files.find(r.Path)
 		f := p.open[i]
 		if f.pending -= r.Length; f.pending == 0 {
 			delete(p.open, i)

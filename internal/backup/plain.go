@@ -170,7 +170,7 @@ func emptyDirectory(dir string) error {
 // plan copies everything.
 func (p *plain) plan(dir string) *blockcopy.Plan {
 	plan := &blockcopy.Plan{Operation: "backup", Command: "dbbackup create --plain " + dir, Source: p.src.Name()}
-	for _, e := range p.files.entries {
+	for _, e := range p.files.all() {
 		switch e.Type {
 		case blockcopy.Dir:
 			plan.Actions = append(plan.Actions, blockcopy.Action{Kind: blockcopy.CreateDir, Path: e.Path})
@@ -286,11 +286,10 @@ func (p *plain) manifest(ctx context.Context, f *blockcopy.Finish) ([]byte, erro
 		time time.Time
 		gone bool
 	}
-	entries := p.files.entries
-	sums := make([]sum, len(entries))
+	sums := make([]sum, len(p.files.entries))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(p.Jobs)
-	for i, e := range entries {
+	for i, e := range p.files.all() {
 		if e.Type != blockcopy.File {
 			continue
 		}
@@ -314,7 +313,7 @@ func (p *plain) manifest(ctx context.Context, f *blockcopy.Finish) ([]byte, erro
 		res.SizeBytes += size
 		return m.AddFile(volume.ManifestFile{Path: path, Size: size, ModTime: at, Algorithm: volume.ChecksumCRC32C, Checksum: crc})
 	}
-	for i, e := range entries {
+	for i, e := range p.files.all() {
 		if s := &sums[i]; e.Type == blockcopy.File && !s.gone {
 			if err := add(e.Path, s.size, s.crc, s.time); err != nil {
 				return nil, err

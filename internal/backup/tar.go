@@ -164,7 +164,7 @@ func (t *taring) entries(ctx context.Context) error {
 	in := t.inOrder(ctx)
 	defer in.readers.Wait()
 	defer cancel()
-	for _, e := range t.job.files.entries {
+	for _, e := range t.job.files.all() {
 		link, name := spaceOf(t.links, e)
 		out := t.files[link]
 		switch e.Type {
@@ -368,13 +368,15 @@ func (t *taring) inOrder(ctx context.Context) *inOrder {
 	in.readers.Go(func() {
 		defer close(in.tasks)
 		defer close(work)
-		for _, task := range blockcopy.SplitTasks(t.job.files.ranges(), tarTask) {
-			out := make(chan fetchedTask, 1)
-			select {
-			case in.tasks <- out:
-				work <- func() { out <- fetchTask(ctx, src, task) }
-			case <-ctx.Done():
-				return
+		for ranges := range t.job.files.ranges() {
+			for _, task := range blockcopy.SplitTasks(ranges, tarTask) {
+				out := make(chan fetchedTask, 1)
+				select {
+				case in.tasks <- out:
+					work <- func() { out <- fetchTask(ctx, src, task) }
+				case <-ctx.Done():
+					return
+				}
 			}
 		}
 	})

@@ -222,6 +222,9 @@ func (k *walKeeper) missing(ctx context.Context, timeout time.Duration) error {
 	hint := "see the server's log for archive_command; --timeout waits longer"
 	if k.server.inRecovery {
 		hint = "the primary has to complete this segment: run pg_switch_wal() on it, or set archive_timeout there; --timeout waits longer"
+		if !k.server.receives(ctx) {
+			hint = "the standby receives no WAL: connect it to its primary again, or let restore_command bring this segment; a copy that needs no archive is taken with --plain DIR"
+		}
 	} else if why := k.server.archiverTrouble(ctx); why != "" {
 		hint = "the server's archiver says: " + why + "\n" + hint
 	}
@@ -238,6 +241,13 @@ func (s *server) archiverTrouble(ctx context.Context) string {
 		return ""
 	}
 	return text
+}
+
+// receives tells whether a standby is connected to its primary.
+func (s *server) receives(ctx context.Context) bool {
+	var n int
+	err := s.conn.QueryRow(ctx, "SELECT count(*) FROM pg_stat_wal_receiver WHERE pid IS NOT NULL").Scan(&n)
+	return err != nil || n > 0
 }
 
 // replayed is how far a standby has come: what is before is complete.

@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"iter"
 
 	"tidemark/internal/blockcopy"
 	"tidemark/internal/repo"
@@ -93,9 +94,9 @@ func (c *contents) skip(ctx context.Context, base *repo.Manifest, u *unchanged) 
 	files := base.Files(ctx)
 	var old *repo.File
 	var err error
-	c.parts = make([]fileParts, len(c.entries))
+	c.parts, c.read = make([]bool, len(c.entries)), map[int][]blockcopy.Range{}
 	c.bytes = 0
-	for i, e := range c.entries {
+	for i, e := range c.all() {
 		if e.Type != blockcopy.File {
 			continue
 		}
@@ -104,72 +105,85 @@ func (c *contents) skip(ctx context.Context, base *repo.Manifest, u *unchanged) 
 				return err
 			}
 		}
-		p := &c.parts[i]
 		if e.Size > 0 && old != nil && old.Path == e.Path && old.Type == blockcopy.File {
-			ranges, all := u.read(e, old)
-			p.read, p.some = ranges, !all
+			if ranges, all := u.read(e, old); !all {
+				c.parts[i] = true
+				if len(ranges) > 0 {
+					c.read[i] = ranges
+				}
+			}
 		}
 		c.bytes += c.toRead(i)
 	}
 	return nil
 }
 
-// fileParts says what of a file is read.
-type fileParts struct {
-	some bool              // read holds all that is read; otherwise the whole file is
-	read []blockcopy.Range // ascending, apart
-}
-
 // readAll takes skip back.
 func (c *contents) readAll() {
-	c.parts = nil
+	c.parts, c.read = nil, nil
 	c.bytes = 0
-	for _, e := range c.entries {
-		c.bytes += e.Size
+	for i := range c.entries {
+		c.bytes += c.toRead(i)
 	}
 }
+
+// whole tells whether a file is read from its begin to its end.
+func (c *contents) whole(i int) bool { return c.parts == nil || !c.parts[i] }
 
 // toRead returns how many bytes of an entry are read.
 func (c *contents) toRead(i int) (n int64) {
-	e := c.entries[i]
-	if e.Type != blockcopy.File {
+	e := &c.entries[i]
+	if e.kind != blockcopy.File {
 		return 0
 	}
-	if c.parts == nil || !c.parts[i].some {
-		return e.Size
+	if c.whole(i) {
+		return e.size
 	}
-	for _, r := range c.parts[i].read {
+	for _, r := range c.read[i] {
 		n += r.Length
 	}
 	return n
 }
 
-// ranges returns what is to be read.
-func (c *contents) ranges() []blockcopy.Range {
-	var out []blockcopy.Range
-	for i, e := range c.entries {
-		switch {
-		case e.Type != blockcopy.File || e.Size == 0:
-		case c.parts == nil || !c.parts[i].some:
-			out = append(out, blockcopy.Range{Path: e.Path, Length: e.Size})
-		default:
-			out = append(out, c.parts[i].read...)
+// rangesAtOnce is how many ranges are worked out at once.
+const rangesAtOnce = 1 << 16
+
+// ranges gives what is to be read, so many ranges at a time.
+func (c *contents) ranges() iter.Seq[[]blockcopy.Range] {
+	return func(yield func([]blockcopy.Range) bool) {
+		var out []blockcopy.Range
+		for i := range c.entries {
+			switch e := &c.entries[i]; {
+			case e.kind != blockcopy.File || e.size == 0:
+			case c.whole(i):
+				out = append(out, blockcopy.Range{Path: e.path, Length: e.size})
+			default:
+				out = append(out, c.read[i]...)
+			}
+			if len(out) >= rangesAtOnce {
+				if !yield(out) {
+					return
+				}
+				out = nil
+			}
+		}
+		if len(out) > 0 {
+			yield(out)
 		}
 	}
-	return out
 }
 
 // takeOver gives a file the blocks that are not read. It returns the end of the last of
 // them, in bytes; done says that there is nothing to read: the file is closed.
 func (c *contents) takeOver(i int, w *repo.FileWriter, blockSize int64) (end int64, done bool, err error) {
-	if c.parts == nil || !c.parts[i].some {
+	if c.whole(i) {
 		return 0, false, nil
 	}
-	read := c.parts[i].read
+	read := c.read[i]
 	if len(read) == 0 && w.SameSize() {
 		return 0, true, w.Keep()
 	}
-	from, size := int64(0), c.entries[i].Size
+	from, size := int64(0), c.entries[i].size
 	for k := 0; k <= len(read); k++ {
 		to := size
 		if k < len(read) {

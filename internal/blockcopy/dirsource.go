@@ -59,22 +59,36 @@ func ListDir(ctx context.Context, fsys volume.FS, dir string) ([]Entry, error) {
 	return (&DirSource{dir: dir}).list(ctx, fsys)
 }
 
+// Each calls do for what List returns, one by one.
+func (s *DirSource) Each(ctx context.Context, do func(Entry) error) error {
+	return s.each(ctx, volume.OS, do)
+}
+
 func (s *DirSource) list(ctx context.Context, fsys volume.FS) ([]Entry, error) {
 	var out []Entry
-	err := volume.Walk(fsys, s.dir, func(w volume.WalkEntry) error {
+	err := s.each(ctx, fsys, func(e Entry) error {
+		out = append(out, e)
+		return nil
+	})
+	return out, err
+}
+
+func (s *DirSource) each(ctx context.Context, fsys volume.FS, do func(Entry) error) error {
+	return volume.Walk(fsys, s.dir, func(w volume.WalkEntry) error {
 		e, err := s.entry(fsys, w)
 		if err != nil || e == nil {
 			return err
 		}
-		out = append(out, *e)
 		if s.stable && e.Type == File {
 			s.mu.Lock()
 			s.listed[e.Path] = stamp{e.Size, e.ModTime}
 			s.mu.Unlock()
 		}
+		if err := do(*e); err != nil {
+			return err
+		}
 		return ctx.Err()
 	})
-	return out, err
 }
 
 func (s *DirSource) entry(fsys volume.FS, w volume.WalkEntry) (*Entry, error) {
