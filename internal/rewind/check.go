@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"tidemark/internal/blockcopy"
+	"tidemark/internal/exit"
 	"tidemark/pkg/volume"
 )
 
@@ -64,6 +65,13 @@ func (j *job) fill(ctx context.Context, rep *Report, p *planner) (err error) {
 	}
 	rep.WAL = &WALNeeds{Target: runs(j.wal.needs(rep.Checkpoint.Redo)), Replay: runs(p.needs)}
 	rep.LostBytes = int64(rep.Target.End - rep.Fork.LSN)
+	if p.plan != nil && len(p.missing) == 0 {
+		if err := j.guardAhead(ctx, p); exit.CodeOf(err) == exit.Refused {
+			j.warn("a rewind would be refused now: %v; %s", err, exit.HintOf(err))
+		} else if err != nil {
+			return err
+		}
+	}
 	err = j.describeLost(ctx, rep)
 	if j.crashed {
 		j.warn("the target was not shut down cleanly; a rewind recovers it first, and aborts its open transactions")

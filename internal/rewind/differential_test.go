@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"tidemark/internal/blockcopy"
 	"tidemark/internal/exit"
 	"tidemark/internal/pgtest"
 	"tidemark/internal/postgres"
@@ -348,8 +349,8 @@ func (tr *trial) interrupted(o Options) map[string]string {
 }
 
 // refused judges an error: a database of the source that was made by copying
-// files may be something that replay cannot make again. It says so, and undo
-// brings the target back.
+// files may be something that replay cannot make again. It says so before
+// anything is written, or where it happened meanwhile undo brings the target back.
 func (tr *trial) refused(err error, before map[string]string) bool {
 	tr.t.Helper()
 	var unsafe *unsafeReplay
@@ -358,8 +359,15 @@ func (tr *trial) refused(err error, before map[string]string) bool {
 	}
 	tr.tally.add("refused")
 	tr.t.Logf("refused: %v", err)
-	if _, err := Undo(tr.t.Context(), UndoOptions{Target: tr.old.Dir, Command: "undo"}); err != nil {
+	pending, err := blockcopy.Pending(volume.OS, tr.old.Dir)
+	if err != nil {
 		tr.t.Fatal(err)
+	}
+	if pending != nil {
+		tr.tally.add("refused at the end")
+		if _, err := Undo(tr.t.Context(), UndoOptions{Target: tr.old.Dir, Command: "undo"}); err != nil {
+			tr.t.Fatal(err)
+		}
 	}
 	if before != nil {
 		sameTree(tr.t, before, tr.old.Dir)

@@ -5,12 +5,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"tidemark/internal/exit"
 	"tidemark/internal/pgtest"
+	"tidemark/internal/postgres"
 	"tidemark/internal/progress"
+	"tidemark/pkg/volume"
+	"tidemark/pkg/wal"
 )
 
 // fileCopy is how a database is made by copying files.
@@ -40,7 +44,7 @@ func newTemplated(t *testing.T, major int) *pair {
 // TestFileCopyOnSource: the source made a database by copying another one's
 // files and changed those since. Replay copies the target's files, which the
 // rewind has just brought up to date: rows would appear in the new database
-// that were never there. Refused, and taken back.
+// that were never there. Refused before anything is written.
 func TestFileCopyOnSource(t *testing.T) {
 	pgtest.EachLong(t, func(t *testing.T, major int) {
 		p := newTemplated(t, major)
@@ -54,8 +58,39 @@ func TestFileCopyOnSource(t *testing.T) {
 	})
 }
 
-// refusedByGuard wants the guard's refusal, a target that does not start, and
-// an undo that brings it back.
+// waitForRecord waits until the last record that says whether pages are logged
+// in full says so.
+func waitForRecord(t *testing.T, n *pgtest.Node, on bool) {
+	t.Helper()
+	ok := pgtest.Wait(t, func() bool {
+		n.Exec("UPDATE t SET v = v WHERE i = 1") // nobody else would write that record to disk
+		c, err := volume.ReadControl(n.Dir)
+		if err != nil {
+			return false
+		}
+		h, err := postgres.ReadHistory(volume.OS, filepath.Join(n.Dir, "pg_wal"), 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, _, err := wal.ScanMap(t.Context(), postgres.WALDir{Dir: filepath.Join(n.Dir, "pg_wal"), Size: c.XLogSegSize, History: h}, wal.ScanOptions{
+			Options: wal.Options{Start: c.CheckPointCopy.Redo, SegmentSize: c.XLogSegSize, PageSize: c.XLogBlockSize, BlockSize: c.BlockSize, Major: c.Major()}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range slices.Backward(m.Settings) {
+			if s.FullPageWrites != nil {
+				return s.FullPageWrites.On == on
+			}
+		}
+		return false
+	})
+	if !ok {
+		t.Fatal("the server does not log what full_page_writes is")
+	}
+}
+
+// refusedByGuard wants the guard's refusal before anything is written; check
+// foretells it.
 func (p *pair) refusedByGuard() {
 	t := p.t
 	t.Helper()
@@ -65,11 +100,65 @@ func (p *pair) refusedByGuard() {
 	if !errors.As(err, &u) || exit.CodeOf(err) != exit.Refused || !strings.Contains(exit.HintOf(err), "--compare") {
 		t.Fatalf("code %d: %v\n%s", exit.CodeOf(err), err, exit.HintOf(err))
 	}
-	p.refusesToStart()
-	if _, err := Undo(t.Context(), UndoOptions{Target: p.old.Dir}); err != nil {
-		t.Fatal(err)
+	sameTree(t, before, p.old.Dir)
+	rep, err := Check(t.Context(), p.options())
+	if err != nil || !strings.Contains(strings.Join(rep.Warnings, "\n"), "would be refused now") {
+		t.Errorf("%v: %+v", err, rep)
 	}
 	sameTree(t, before, p.old.Dir)
+}
+
+// TestFullPageWritesOff: the source wrote without page images for a while. As
+// long as it has not written out what it changed then, a rewind is refused
+// before anything is written; a checkpoint there is all that is needed. Where
+// it happens while blocks are copied, it is refused at the end and undone.
+func TestFullPageWritesOff(t *testing.T) {
+	pgtest.EachLong(t, func(t *testing.T, major int) {
+		p := newPair(t, pgtest.Options{Major: major})
+		p.new.Exec("CHECKPOINT")
+		p.diverge()
+		p.old.Stop()
+		offAndOn := func() {
+			for _, v := range []string{"off", "on"} {
+				p.new.Exec("ALTER SYSTEM SET full_page_writes = " + v)
+				p.new.Reload()
+				p.new.WaitSQL("SHOW full_page_writes", v)
+				waitForRecord(t, p.new, v == "on")
+				p.new.Exec("UPDATE t SET v = 'without images ' || i WHERE i % 3 = 0")
+			}
+		}
+		before := tree(t, p.old.Dir)
+		want := func(err error) {
+			t.Helper()
+			var u *unsafeReplay
+			if !errors.As(err, &u) || exit.CodeOf(err) != exit.Refused || !strings.Contains(exit.HintOf(err), "CHECKPOINT") {
+				t.Fatalf("code %d: %v\n%s", exit.CodeOf(err), err, exit.HintOf(err))
+			}
+		}
+		offAndOn()
+		_, err := Run(t.Context(), p.options())
+		want(err)
+		sameTree(t, before, p.old.Dir)
+
+		p.new.Exec("CHECKPOINT")
+		o, begun := p.options(), false
+		o.Progress = atPhase(func(name string) {
+			if name == "copying" && !begun {
+				begun = true
+				offAndOn()
+				p.new.Exec("CHECKPOINT")
+			}
+		})
+		_, err = Run(t.Context(), o)
+		want(err)
+		p.refusesToStart()
+		if _, err := Undo(t.Context(), UndoOptions{Target: p.old.Dir}); err != nil {
+			t.Fatal(err)
+		}
+		sameTree(t, before, p.old.Dir)
+		mustRun(t, p.options())
+		p.proveEqual(p.new)
+	})
 }
 
 // pgRewindGoesWrong shows what the guard is for.
@@ -164,14 +253,13 @@ func TestTablespaceElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.TablespaceMap = map[string]string{theirs: ours}
+	before := tree(t, p.old.Dir)
 	_, err := Run(t.Context(), o)
 	var u *unsafeReplay
 	if !errors.As(err, &u) || !strings.Contains(err.Error(), theirs) {
 		t.Fatal(err)
 	}
-	if _, err := Undo(t.Context(), UndoOptions{Target: p.old.Dir}); err != nil {
-		t.Fatal(err)
-	}
+	sameTree(t, before, p.old.Dir)
 	if _, err := os.Stat(filepath.Join(theirs)); err != nil {
 		t.Error(err)
 	}

@@ -123,6 +123,7 @@ type meta struct {
 	Divergence Divergence  `json:"divergence"`
 	SourceEnd  wal.LSN     `json:"source_end"` // WAL below the segment of this position is part of the plan
 	SourceTLI  timeline.ID `json:"source_timeline"`
+	Flushed    wal.LSN     `json:"source_flushed"`     // what the source wrote to its WAL before it was in its files when copying began
 	Done       []string    `json:"wal_done,omitempty"` // segments to be marked as archived
 	Restored   []string    `json:"restored,omitempty"` // segments that come from an archive
 	Backup     string      `json:"backup,omitempty"`   // of a repository source

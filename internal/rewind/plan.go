@@ -121,7 +121,7 @@ func (j *job) makePlan(ctx context.Context, d *Divergence, c *changes) (*planner
 	p := &planner{job: j, changes: c, d: d, source: map[string]blockcopy.Entry{}, target: map[string]blockcopy.Entry{},
 		unlogged: volume.Unlogged{}, plan: &blockcopy.Plan{Operation: "rewind", Command: j.Command, Source: j.source.Name()}}
 	p.meta = meta{SystemID: j.tc.SystemIdentifier, SourceDir: !j.source.live(), Divergence: *d,
-		SourceEnd: d.Source.End, SourceTLI: d.Source.Timeline, Recovery: j.WriteRecoveryConf, Compared: j.Compare, Instance: j.source.instance(ctx)}
+		SourceEnd: d.Source.End, SourceTLI: d.Source.Timeline, Flushed: j.flushed(d), Recovery: j.WriteRecoveryConf, Compared: j.Compare, Instance: j.source.instance(ctx)}
 	for _, e := range theirs {
 		p.source[e.Path] = e
 		p.unlogged.Note(e.Path)

@@ -130,7 +130,7 @@ func TestRefusals(t *testing.T) {
 		p.t = t
 		p.proveEqual(p.new)
 	})
-	// Last: WAL with such a record is refused for good (see guard.go).
+	// Last: the source's WAL has records of it then (see guard_test.go).
 	t.Run("full_page_writes off", func(t *testing.T) {
 		p.new.Exec("ALTER SYSTEM SET full_page_writes = off")
 		p.new.Reload()

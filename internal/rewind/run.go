@@ -74,6 +74,9 @@ func (j *job) run(ctx context.Context) (*Result, error) {
 	if len(p.missing) > 0 {
 		return nil, p.missingWAL()
 	}
+	if err := j.guardAhead(ctx, p); err != nil {
+		return nil, err
+	}
 	if j.DryRun {
 		res.Plan = p.plan
 		return res, nil
