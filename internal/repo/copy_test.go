@@ -60,6 +60,7 @@ func stamps(t *testing.T, dir string) map[string]time.Time {
 // though there was a sweep between; in the end nothing is too much.
 func TestCopyResumed(t *testing.T) {
 	from, _ := newCluster(t)
+	from.Tick() // its backups are older than the copies
 	r := rand.New(rand.NewPCG(31, 1))
 	tr := bigTree(r)
 	if _, err := pushGolden(t, from); err != nil {
@@ -110,6 +111,7 @@ func pushGolden(t *testing.T, c *repo.Cluster) (repo.WALPush, error) {
 // are not sent again.
 func TestCopyResumedEncrypted(t *testing.T) {
 	from, _ := newCluster(t)
+	from.Tick() // its backups are older than the copies
 	tr := bigTree(rand.New(rand.NewPCG(32, 1)))
 	s := backup(t, from, tr, "")
 	key, recipient := identity(t)
@@ -145,6 +147,7 @@ func TestCopyResumedEncrypted(t *testing.T) {
 // about to be swept. A copy does without it.
 func TestCopyUnvouched(t *testing.T) {
 	from, _ := newCluster(t)
+	from.Tick() // its backups are older than the copies
 	tr := randomTree(rand.New(rand.NewPCG(34, 1)))
 	s := backup(t, from, tr, "")
 	to, dir := newCluster(t)
