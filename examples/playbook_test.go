@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 func TestFailoverPlaybook(t *testing.T) {
 	for _, program := range []string{"bash", "psql", "awk"} {
 		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("the playbook needs %s", program)
+			t.Fatalf("the playbook needs %s", program)
 		}
 	}
 	pgbench := pgtest.Tool(t, 15, "pgbench")

@@ -183,7 +183,7 @@ func TestBecomeOwner(t *testing.T) {
 func TestBar(t *testing.T) {
 	script, err := exec.LookPath("script")
 	if err != nil {
-		t.Skip("script(1), which gives a program a terminal, is not installed")
+		t.Fatal("script(1) of util-linux, which gives a program a terminal, is not installed")
 	}
 	cmd := exec.Command(script, "-qec", os.Args[0]+" draw", "/dev/null")
 	cmd.Env = append(os.Environ(), "TIDEMARK_TEST_PROCESS=1")

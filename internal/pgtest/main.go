@@ -66,7 +66,7 @@ func fuzzing() bool {
 
 func setUp(commands []string) error {
 	var err error
-	if base, err = os.MkdirTemp(shortTemp(), "tm"); err != nil {
+	if base, err = os.MkdirTemp(scratch(), "tm"); err != nil {
 		return err
 	}
 	if err := build(commands); err != nil {
@@ -84,7 +84,7 @@ func setUp(commands []string) error {
 	}
 	for _, kv := range os.Environ() {
 		name, _, _ := strings.Cut(kv, "=")
-		if strings.HasPrefix(name, "PG") || (strings.HasPrefix(name, "TIDEMARK_") && !strings.HasPrefix(name, "TIDEMARK_PG_")) {
+		if strings.HasPrefix(name, "PG") || (strings.HasPrefix(name, "TIDEMARK_") && !forTests(name)) {
 			os.Unsetenv(name)
 		}
 	}
@@ -98,12 +98,23 @@ func setUp(commands []string) error {
 	return janitor()
 }
 
-// shortTemp is the temporary directory, or /tmp where its path is too long.
-func shortTemp() string {
-	if dir := os.TempDir(); len(dir) <= 40 {
-		return dir
+// forTests tells whether a variable says to the tests, and not to the commands
+// under test, what to do.
+func forTests(name string) bool {
+	return strings.HasPrefix(name, "TIDEMARK_PG_") || strings.HasPrefix(name, "TIDEMARK_STORES")
+}
+
+// scratch is where the base directory is made: where TMPDIR says (unless that
+// path is too long), else in memory where there is room, else in /tmp.
+func scratch() string {
+	dir := os.Getenv("TMPDIR")
+	if dir == "" {
+		dir = memoryDir()
 	}
-	return "/tmp"
+	if dir == "" || len(dir) > 40 {
+		return "/tmp"
+	}
+	return dir
 }
 
 // janitor starts a process that removes the base directory once this one has

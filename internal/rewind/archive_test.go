@@ -3,7 +3,9 @@ package rewind
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,8 +18,10 @@ import (
 	"tidemark/internal/pgtest"
 	"tidemark/internal/postgres"
 	"tidemark/internal/repo"
+	"tidemark/pkg/timeline"
 	"tidemark/pkg/volume"
 	"tidemark/pkg/volume/faultfs"
+	"tidemark/pkg/wal"
 )
 
 // archivedPair is a pair that keeps no more WAL than the server's own settings
@@ -48,36 +52,54 @@ func (p *pair) recycleIn(rounds int) {
 			n.Exec("INSERT INTO filler SELECT repeat('x', 1000) FROM generate_series(1, 2000)")
 			n.Exec("SELECT pg_switch_wal(); CHECKPOINT")
 		}
-		n.WaitSQL("SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'", "0")
-		n.Exec("CHECKPOINT")
+		p.forgetFork(n)
 	}
 	p.old.Stop()
 }
 
-// archiveFile returns the file in which the archive holds the segment of the fork.
-func forkSegment(t *testing.T, archive string) string {
-	t.Helper()
-	data, err := os.ReadFile(filepath.Join(archive, "00000002.history"))
+// forgetFork waits until a node has removed the segment of the fork: a
+// checkpoint does once the segment is archived, and no longer of use to it.
+func (p *pair) forgetFork(n *pgtest.Node) {
+	p.t.Helper()
+	segment := filepath.Join(n.Dir, "pg_wal", p.forkSegment(filepath.Join(p.new.Dir, "pg_wal")))
+	gone := pgtest.Wait(p.t, func() bool {
+		n.WaitSQL("SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'", "0")
+		n.Exec("CHECKPOINT")
+		if _, err := os.Stat(segment); errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+		n.SwitchWAL()
+		return false
+	})
+	if !gone {
+		p.t.Fatalf("%s keeps the segment of the fork: %s", n.Name, segment)
+	}
+}
+
+// forkSegment returns the name of the old timeline's segment with the fork in
+// it. The new timeline's history file in a directory says where that is.
+func (p *pair) forkSegment(dir string) string {
+	p.t.Helper()
+	data, err := os.ReadFile(filepath.Join(dir, wal.HistoryName(2)))
 	if err != nil {
-		t.Fatal(err)
+		p.t.Fatal(err)
 	}
-	var hi, lo uint32
-	if _, err := fmt.Sscanf(string(data), "1\t%X/%X", &hi, &lo); err != nil {
-		t.Fatal(err)
+	h, err := timeline.Parse(2, data)
+	if err != nil {
+		p.t.Fatal(err)
 	}
-	return fmt.Sprintf("00000001%08X%08X", hi, lo>>20)
+	c, err := volume.ReadControl(p.new.Dir)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return wal.SegmentName(1, c.XLogSegSize.Number(h.Spans()[1].Begin), c.XLogSegSize)
 }
 
 func TestArchive(t *testing.T) {
 	pgtest.EachLong(t, func(t *testing.T, major int) {
 		p, archive := archivedPair(t, pgtest.Options{Major: major})
 		p.recycle()
-		segment := forkSegment(t, archive)
-		for _, n := range []*pgtest.Node{p.old, p.new} {
-			if _, err := os.Stat(filepath.Join(n.Dir, "pg_wal", segment)); err == nil {
-				t.Skip("the segment of the fork was not recycled in", n.Name)
-			}
-		}
+		segment := p.forkSegment(archive)
 		check := func(o Options, wants ...string) {
 			t.Helper()
 			refused(t, o, exit.Refused, segment)
@@ -195,7 +217,7 @@ func TestArchiveInRepository(t *testing.T) {
 		p.recycle()
 		o := p.options()
 		o.Repositories = []string{t.TempDir() + "/unmounted"}
-		if _, err := Run(t.Context(), o); exit.CodeOf(err) != exit.Failed || !strings.Contains(err.Error(), "unmounted") || !strings.Contains(err.Error(), forkSegment(t, archive)) {
+		if _, err := Run(t.Context(), o); exit.CodeOf(err) != exit.Failed || !strings.Contains(err.Error(), "unmounted") || !strings.Contains(err.Error(), p.forkSegment(archive)) {
 			t.Error(err)
 		}
 		other := pgtest.New(t, pgtest.Options{Major: major, Fresh: true, NoStart: true})

@@ -18,7 +18,7 @@ import (
 func TestAgainstPgRewind(t *testing.T) {
 	p := newPair(t, pgtest.Options{Major: 15})
 	if !p.old.Server.Bin.Has("pg_rewind") {
-		t.Skip("no pg_rewind")
+		t.Fatal("PostgreSQL 15 is installed without pg_rewind")
 	}
 	p.old.PgbenchInit(5)
 	p.new.WaitFor(p.old)

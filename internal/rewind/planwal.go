@@ -78,16 +78,20 @@ func (p *planner) segment(n, forkSeg wal.SegmentNumber, copied map[string]bool) 
 
 // restoreSegments plans the segments that neither side has any more.
 func (p *planner) restoreSegments(ctx context.Context, forkSeg wal.SegmentNumber, copied map[string]bool) error {
-	for i := range p.needs {
-		need := &p.needs[i]
-		if need.where != "" {
-			continue
+	var at []int // which of the needs
+	var list []walNeed
+	for i, need := range p.needs {
+		if need.where == "" {
+			at, list = append(at, i), append(list, need)
 		}
-		where, err := p.job.locate(ctx, p.th.Spans(), forkSeg, need.number, need.name)
-		if err != nil {
-			return err
+	}
+	found, errs := p.job.locateAll(ctx, p.th.Spans(), forkSeg, list)
+	for i, need := range list {
+		where := found[i]
+		if errs[i] != nil {
+			return errs[i]
 		}
-		if need.where = where; where == "" {
+		if p.needs[at[i]].where = where; where == "" {
 			p.missing = append(p.missing, need.name)
 			continue
 		}

@@ -260,7 +260,7 @@ func testRescue(t *testing.T, major int, crashed bool) {
 	sameTree(t, before, p.old.Dir)
 	psql, err := exec.LookPath("psql")
 	if err != nil {
-		t.Skip("no psql")
+		t.Fatal(err)
 	}
 	cmd := exec.Command(psql, "-X", "-q", "-f", filepath.Join(out, rescueLoader), p.new.ConnInfo("dbname=postgres"))
 	cmd.Dir = "/"

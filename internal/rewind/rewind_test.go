@@ -187,15 +187,18 @@ func TestNoHistory(t *testing.T) {
 // timeline, because its first checkpoint takes its time.
 func TestRecentlyPromoted(t *testing.T) {
 	pgtest.Each(t, func(t *testing.T, major int) {
-		p := newPair(t, pgtest.Options{Major: major, Config: []string{"checkpoint_timeout = 30min", "checkpoint_completion_target = 0.9"}})
+		p := newPair(t, pgtest.Options{Major: major, Config: []string{"checkpoint_timeout = 30min", "checkpoint_completion_target = 0.9", "bgwriter_lru_maxpages = 0"}})
 		p.old.Exec("UPDATE t SET v = 'dirty'")
 		p.new.WaitFor(p.old)
 		p.new.Promote()
 		p.old.Exec("UPDATE t SET v = 'lost' WHERE i < 1000")
 		p.old.Stop()
 		c, err := volume.ReadControl(p.new.Dir)
-		if err != nil || c.CheckPointCopy.ThisTimeLineID != 1 {
-			t.Skip("the checkpoint was quicker", err)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.CheckPointCopy.ThisTimeLineID != 1 {
+			t.Fatal("not the case: the first checkpoint of the new timeline is complete already")
 		}
 		res := mustRun(t, p.options())
 		if !res.Diverged || res.Source.Timeline != 2 {
@@ -216,7 +219,7 @@ func TestSpreadCheckpoint(t *testing.T) {
 	})
 	stop()
 	if !spread {
-		t.Skip("no checkpoint took long enough")
+		t.Fatal("not the case: no checkpoint began 2 MB before its record")
 	}
 	p.new.WaitFor(p.old)
 	p.new.Promote()

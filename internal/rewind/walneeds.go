@@ -6,9 +6,15 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"tidemark/pkg/timeline"
 	"tidemark/pkg/wal"
 )
+
+// searchesAtOnce is how many segments are looked for together where only
+// their places are asked for.
+const searchesAtOnce = 64
 
 // walNeed is a segment that is needed, and where it lies.
 type walNeed struct {
@@ -64,24 +70,43 @@ func (t *targetWAL) needs(from wal.LSN) []walNeed {
 func (j *job) alsoMissing(ctx context.Context, end wal.LSN) string {
 	var list []walNeed
 	for n := j.wal.fork; n <= j.wal.size.NumberBefore(end); n++ {
-		names := candidates(j.th, j.wal.size, n)
-		if len(names) == 0 || j.wal.atHand(names) {
-			continue
-		}
-		if where, err := j.locate(ctx, j.sh.Spans(), j.wal.fork, n, names[0]); err == nil && where == "" {
+		if names := candidates(j.th, j.wal.size, n); len(names) > 0 && !j.wal.atHand(names) {
 			list = append(list, walNeed{n, names[0], ""})
 		}
 	}
-	if len(list) < 2 {
+	where, errs := j.locateAll(ctx, j.sh.Spans(), j.wal.fork, list)
+	var missing []walNeed
+	for i, need := range list {
+		if errs[i] == nil && where[i] == "" {
+			missing = append(missing, need)
+		}
+	}
+	if len(missing) < 2 {
 		return ""
 	}
 	var names []string
-	for _, r := range runs(list) {
+	for _, r := range runs(missing) {
 		if names = append(names, r.First); r.Segments > 1 {
 			names[len(names)-1] += " to " + r.Last
 		}
 	}
 	return fmt.Sprintf(" (missing from there on: %s)", strings.Join(names, ", "))
+}
+
+// locateAll is locate for segments that are all asked for, many at once: each
+// may take several questions and pauses. The answers are in the list's order.
+func (j *job) locateAll(ctx context.Context, other []timeline.Span, forkSeg wal.SegmentNumber, list []walNeed) (where []string, errs []error) {
+	where, errs = make([]string, len(list)), make([]error, len(list))
+	var g errgroup.Group
+	g.SetLimit(searchesAtOnce)
+	for i, need := range list {
+		g.Go(func() error {
+			where[i], errs[i] = j.locate(ctx, other, forkSeg, need.number, need.name)
+			return nil
+		})
+	}
+	_ = g.Wait() // each error is in its place
+	return where, errs
 }
 
 // locate finds out where else than in the two pg_wal a segment on one side's

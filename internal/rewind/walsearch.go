@@ -123,8 +123,6 @@ func (s *walSearch) start(name string) *lookup {
 		s.files[name] = l
 		s.work.Go(func() {
 			defer close(l.done)
-			s.slots <- struct{}{}
-			defer func() { <-s.slots }()
 			s.fetch(l)
 		})
 	}
@@ -218,21 +216,32 @@ func (s *walSearch) fetch(l *lookup) {
 		if round > 0 && (slices.Max(rounds) <= round || !pause(s.ctx, roundPause)) {
 			break
 		}
-		for i, p := range s.places {
-			if round > 0 && rounds[i] <= round {
-				continue
-			}
-			path, err := s.fetchFrom(p, l.name)
-			if err == nil {
-				l.path, l.where = path, p.String()
-				s.tell(l, said)
-				return
-			}
-			s.log.Debug("looking for WAL", "file", l.name, "place", p.String(), "error", err)
-			said[i], rounds[i] = err, max(rounds[i], worthAsking(err))
+		if s.askPlaces(l, round, said, rounds) {
+			s.tell(l, said)
+			return
 		}
 	}
 	s.conclude(l, said)
+}
+
+// askPlaces asks the places for a file in one round and tells whether one gave
+// it. It takes one of the search's slots; a search that pauses has none.
+func (s *walSearch) askPlaces(l *lookup, round int, said []error, rounds []int) bool {
+	s.slots <- struct{}{}
+	defer func() { <-s.slots }()
+	for i, p := range s.places {
+		if round > 0 && rounds[i] <= round {
+			continue
+		}
+		path, err := s.fetchFrom(p, l.name)
+		if err == nil {
+			l.path, l.where = path, p.String()
+			return true
+		}
+		s.log.Debug("looking for WAL", "file", l.name, "place", p.String(), "error", err)
+		said[i], rounds[i] = err, max(rounds[i], worthAsking(err))
+	}
+	return false
 }
 
 // worthAsking is in how many rounds a place is asked that gave an answer.
