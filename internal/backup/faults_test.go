@@ -2,6 +2,7 @@ package backup_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -266,6 +267,10 @@ func TestBitFlip(t *testing.T) {
 	err = restoreFiles(t.Context(), dir, c.ID, target)
 	if err == nil || !strings.Contains(err.Error(), filepath.Base(packs[0])) || !strings.Contains(err.Error(), "block") {
 		t.Errorf("restore: %v", err)
+	}
+	// Which files the restore came to is chance; this one must not be what keeps the server from starting.
+	if err := os.WriteFile(filepath.Join(target, "PG_VERSION"), fmt.Appendln(nil, n.Major), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	bad := pgtest.Attach(t, "bad", target)
 	if err := bad.TryStart(); err == nil {
