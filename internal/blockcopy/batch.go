@@ -18,14 +18,18 @@ import (
 const (
 	batchTasks = 8
 	batchFiles = 128
+	// The first batches are small, so that there is soon something to fetch,
+	// and then something to sync.
+	firstBatchTasks = 2
 )
 
 // batch is a run of tasks that become durable together. The same tasks always
 // give the same batches, whichever of them are done already.
 type batch struct {
 	index int
-	tasks []Task // all of them, for the undo
-	todo  []Task // those that are not noted yet
+	tasks []Task       // all of them, for the undo
+	was   *overwritten // what they overwrite, where it was just kept
+	todo  []Task       // those that are not noted yet
 
 	mu    sync.Mutex
 	files map[string]*batchFile // open until they are synced
@@ -43,11 +47,12 @@ type batchFile struct {
 func splitBatches(tasks []Task, taskBytes int64, done map[int]bool) []*batch {
 	var batches []*batch
 	var b *batch
-	var size int64
+	var size, limit int64
 	files := 0
 	for _, t := range tasks {
 		n := t.files()
-		if b == nil || size >= batchTasks*taskBytes || files+n > batchFiles {
+		if b == nil || size >= limit || files+n > batchFiles {
+			limit = int64(min(firstBatchTasks<<min(len(batches), batchTasks), batchTasks)) * taskBytes
 			b = &batch{index: len(batches), files: map[string]*batchFile{}}
 			batches = append(batches, b)
 			size, files = 0, 0
@@ -97,6 +102,23 @@ func (b *batch) file(fsys volume.FS, name, path string) (*batchFile, error) {
 	return b.files[name], nil
 }
 
+// push has what a task wrote written to disk from now on. Before a batch is
+// settled nobody else closes its files.
+func (b *batch) push(t Task) {
+	for at := 0; at < len(t.Ranges); {
+		first, end := t.Ranges[at], t.Ranges[at].End()
+		for at++; at < len(t.Ranges) && t.Ranges[at].Path == first.Path; at++ {
+			end = max(end, t.Ranges[at].End())
+		}
+		b.mu.Lock()
+		f := b.files[first.Path]
+		b.mu.Unlock()
+		if f != nil && f.written.Load() {
+			volume.StartSync(f.File, first.Offset, end-first.Offset)
+		}
+	}
+}
+
 // finish takes a done task in; last says that it was the batch's last.
 func (b *batch) finish(fact taskFact) (last bool) {
 	b.mu.Lock()
@@ -116,7 +138,7 @@ func (b *batch) settle(noSync bool, workers int) ([]taskFact, error) {
 	for _, f := range b.files {
 		g.Go(func() (err error) {
 			if f.written.Load() && !noSync {
-				err = f.Sync()
+				err = volume.SyncData(f.File)
 			}
 			return errors.Join(err, f.Close())
 		})
@@ -131,9 +153,9 @@ func (b *batch) settle(noSync bool, workers int) ([]taskFact, error) {
 }
 
 // stages are what a batch goes through. While one batch settles, the next one
-// is fetched, and what the one after that overwrites is kept.
+// is fetched, and what those after that overwrite is kept.
 type stages struct {
-	keep   func(*batch) error                                    // before any byte of it is fetched
+	keep   func(*batch) error                                    // before any byte of it is fetched; of several batches at once
 	fetch  func(context.Context, *batch, Task) (taskFact, error) // by several workers
 	settle func(*batch) error                                    // after its last task
 }
@@ -147,18 +169,7 @@ const unsettled = 2
 func (s stages) run(ctx context.Context, batches []*batch, jobs int) error {
 	g, ctx := errgroup.WithContext(ctx)
 	kept, queue, fetched := make(chan *batch, 1), make(chan work), make(chan *batch, unsettled)
-	g.Go(func() error {
-		defer close(kept)
-		for _, b := range batches {
-			if err := s.keep(b); err != nil {
-				return err
-			}
-			if err := send(ctx, kept, b); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	g.Go(func() error { return s.keepAll(ctx, batches, kept) })
 	g.Go(func() error {
 		defer close(queue)
 		for b := range kept {
@@ -195,6 +206,40 @@ func (s stages) run(ctx context.Context, batches []*batch, jobs int) error {
 		err = errors.Join(err, s.settle(b))
 	}
 	return err
+}
+
+// keepers is how many batches are being kept at once: while one of them waits
+// for the disk, the next one is read and compressed.
+const keepers = 2
+
+// keepAll keeps what the batches overwrite and hands them on in their order.
+func (s stages) keepAll(ctx context.Context, batches []*batch, kept chan<- *batch) error {
+	defer close(kept)
+	var under []chan error // one for each batch that was begun
+	begin := func() {
+		if n := len(under); n < len(batches) {
+			done := make(chan error, 1)
+			under = append(under, done)
+			go func() { done <- s.keep(batches[n]) }()
+		}
+	}
+	for range keepers {
+		begin()
+	}
+	for i, b := range batches {
+		err := <-under[i]
+		if err == nil {
+			err = send(ctx, kept, b)
+		}
+		if err != nil {
+			for _, done := range under[i+1:] {
+				<-done
+			}
+			return err
+		}
+		begin()
+	}
+	return nil
 }
 
 // work is a task for a worker.

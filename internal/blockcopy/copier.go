@@ -1,13 +1,9 @@
 package blockcopy
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"sync"
 	"sync/atomic"
 
 	"tidemark/internal/exit"
@@ -21,7 +17,6 @@ type copier struct {
 	first   map[string]int                // path -> its first action that fetches
 	keep    func(*batch) error            // before a batch is fetched, where set
 	note    func(facts ...taskFact) error // after tasks are durable
-	cached  bool                          // what is overwritten was just read
 	bytes   atomic.Int64                  // fetched
 }
 
@@ -62,6 +57,9 @@ func (c *copier) settle(b *batch) error {
 func (c *copier) fetch(ctx context.Context, b *batch, t Task) (taskFact, error) {
 	w := taskWriter{copier: c, batch: b, fact: taskFact{task: t.Index, short: map[int]int64{}, gone: map[int]bool{}}}
 	err := c.r.Source.Fetch(ctx, t.Ranges, w.deliver)
+	if err == nil && !c.r.NoSync {
+		b.push(t)
+	}
 	return w.fact, err
 }
 
@@ -95,7 +93,7 @@ func (w *taskWriter) deliver(piece Range, data []byte, gone bool) error {
 	if err != nil {
 		return err
 	}
-	if err := w.write(f, data, piece.Offset); err != nil {
+	if err := w.batch.was.write(f, piece.Path, data, piece.Offset); err != nil {
 		return err
 	}
 	w.bytes.Add(int64(len(data)))
@@ -107,61 +105,4 @@ func (t *taskFact) shorten(action int, size int64) {
 	if old, ok := t.short[action]; !ok || size < old {
 		t.short[action] = size
 	}
-}
-
-// compareBytes is the grain in which equal content is left alone.
-const compareBytes = 8 << 10
-
-var compareBuffers = sync.Pool{New: func() any { return new([compareBytes]byte) }}
-
-// write writes what differs from what is there: a block that is not written
-// need not reach the disk either. Where the old content was not read for the
-// undo just now, looking at it may cost more than writing, so all is written.
-func (w *taskWriter) write(f *batchFile, data []byte, off int64) error {
-	if !w.cached {
-		f.written.Store(true)
-		_, err := f.WriteAt(data, off)
-		return err
-	}
-	for at := 0; at < len(data); {
-		end := at
-		for end < len(data) {
-			same, err := sameAt(f, data[end:min(end+compareBytes, len(data))], off+int64(end))
-			if err != nil {
-				return err
-			}
-			if same {
-				break
-			}
-			end = min(end+compareBytes, len(data))
-		}
-		if end > at {
-			f.written.Store(true)
-			if _, err := f.WriteAt(data[at:end], off+int64(at)); err != nil {
-				return err
-			}
-		}
-		at = min(end+compareBytes, len(data))
-	}
-	return nil
-}
-
-// peekBytes are the first ones of a grain that are looked at: of a page that
-// was changed they nearly always differ, for its LSN is among them.
-const peekBytes = 64
-
-// sameAt compares one grain with what the file holds.
-func sameAt(f io.ReaderAt, data []byte, off int64) (bool, error) {
-	buf := compareBuffers.Get().(*[compareBytes]byte)
-	defer compareBuffers.Put(buf)
-	for _, n := range []int{min(peekBytes, len(data)), len(data)} {
-		got, err := f.ReadAt(buf[:n], off)
-		if err != nil && !errors.Is(err, io.EOF) {
-			return false, err
-		}
-		if got < n || !bytes.Equal(buf[:n], data[:n]) {
-			return false, nil
-		}
-	}
-	return true, nil
 }

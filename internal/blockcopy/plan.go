@@ -134,8 +134,9 @@ type Plan struct {
 }
 
 // PlanVersion is the version of the plan's and the journal's format. 2 put
-// tasks into batches and compresses what is kept for the undo.
-const PlanVersion = 2
+// tasks into batches and compresses what is kept for the undo; 3 begins with
+// small batches.
+const PlanVersion = 3
 
 // Totals sums a plan up. Sizes are in bytes.
 type Totals struct {

@@ -42,9 +42,9 @@ import (
 // planned stays right, because replay starts at a redo point that lies before
 // every copy.
 //
-// In 3b three batches are under way at once (batch.go): the first one is being
-// fsynced and noted, the next one fetched and written, and what the one after
-// that overwrites is being kept for the undo. Each of them keeps the order
+// In 3b several batches are under way at once (batch.go): the first one is being
+// fsynced and noted, the next one fetched and written, and what the ones after
+// that overwrite is being kept for the undo. Each of them keeps the order
 // keep, write, fsync, note; a batch is written only after its pre-images are
 // durable, and a task is noted only after its bytes are. What a kill leaves
 // between the two is fetched again, at most a few batches; an error or an
@@ -308,7 +308,7 @@ func (r *runner) copy(ctx context.Context) error {
 	r.Progress.Add(r.result.SkippedBytes)
 	c := newCopier(r, r.plan.Actions, r.journal.noteTasks)
 	// What an earlier run wrote and failed to sync may be in memory alone.
-	c.keep, c.cached = r.undo.batch, r.undo != nil && !r.result.Resumed
+	c.keep = func(b *batch) error { return r.undo.batch(b, !r.result.Resumed) }
 	err := c.run(ctx, tasks, r.plan.TaskBytes, done)
 	r.result.FetchedBytes = c.bytes.Load()
 	return err

@@ -221,12 +221,19 @@ func (u *undoKeeper) look(path string) (undoEntry, error) {
 	return e, nil
 }
 
-// batch keeps the bytes that a batch of tasks overwrites.
-func (u *undoKeeper) batch(b *batch) error {
+// batch keeps the bytes that a batch of tasks overwrites. With learn, the
+// batch is told what these are.
+func (u *undoKeeper) batch(b *batch, learn bool) error {
 	if u == nil {
 		return nil
 	}
-	return u.write(undoBatch+strconv.Itoa(b.index), func(w *undoWriter) error { return u.saveRanges(w, b.ranges()) })
+	return u.write(undoBatch+strconv.Itoa(b.index), func(w *undoWriter) error {
+		if learn {
+			b.was = newOverwritten()
+			w.was = b.was
+		}
+		return u.saveRanges(w, b.ranges())
+	})
 }
 
 // tails keeps what truncations cut off.

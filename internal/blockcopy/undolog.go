@@ -101,6 +101,7 @@ type undoWriter struct {
 	f      volume.File
 	w      *s2.Writer
 	buf    []byte
+	was    *overwritten // learns what is saved, where set
 }
 
 // Making a log is quick, making its buffers is not.
@@ -140,6 +141,7 @@ func (u *undoWriter) save(path string, f volume.File, off, length int64) error {
 			if err := u.add(undoEntry{kind: undoBytes, path: path, size: off, text: u.buf[:n]}); err != nil {
 				return err
 			}
+			u.was.note(path, off, u.buf[:n])
 		}
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -157,7 +159,7 @@ func (u *undoWriter) commit() error {
 	err := u.w.Close()
 	s2Writers.Put(u.w)
 	if err == nil && !u.noSync {
-		err = u.f.Sync()
+		err = volume.SyncData(u.f)
 	}
 	if err = errors.Join(err, u.f.Close()); err != nil {
 		return err

@@ -160,8 +160,9 @@ func (s *ServerSource) List(ctx context.Context) ([]blockcopy.Entry, error) {
 const readBuffer = 256 << 10
 
 // rowBytes is the size of one row of a fetch: large enough to make a row's
-// cost small, small enough for both sides' memory.
-const rowBytes = 256 << 10
+// cost small, small enough for the copies that a server makes of it to stay in
+// a processor's cache: rows of 16 kB and of 1 MB cost it a third more.
+const rowBytes = 64 << 10
 
 // pieceBytes bounds what the server reads at once for anything else.
 const pieceBytes = 1 << 20
