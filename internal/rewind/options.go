@@ -47,7 +47,8 @@ type Options struct {
 	Progress progress.Reporter
 	Log      *slog.Logger
 
-	fs volume.FS // of the target, for tests that inject faults
+	fs   volume.FS                       // of the target, for tests that inject faults
+	free func(dir string) (int64, error) // bytes that can be written there; nil asks the system
 }
 
 // Side is what is known of the target or of the source.

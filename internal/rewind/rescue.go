@@ -176,8 +176,11 @@ func (j *job) rescue(ctx context.Context, res *RescueResult) error {
 // makeOut makes the directory, or empties the one of an interrupted rescue.
 func makeOut(dir string) error {
 	marker := filepath.Join(dir, rescueMarker)
-	if _, err := os.Stat(marker); err == nil {
-		if err := os.RemoveAll(dir); err != nil {
+	if socket, err := os.ReadFile(marker); err == nil {
+		if filepath.Dir(string(socket)) == filepath.Clean(os.TempDir()) && strings.HasPrefix(filepath.Base(string(socket)), scratchSocket) {
+			err = os.RemoveAll(string(socket)) // of a server that died with the rescue
+		}
+		if err := errors.Join(err, os.RemoveAll(dir)); err != nil {
 			return err
 		}
 	}

@@ -89,7 +89,11 @@ func (r *rescuer) checkSpace() error {
 			}
 		}
 	}
-	free, err := freeSpace(r.out)
+	look := freeSpace
+	if r.job.free != nil {
+		look = r.job.free
+	}
+	free, err := look(r.out)
 	if err != nil {
 		return err
 	}

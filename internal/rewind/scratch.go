@@ -42,13 +42,20 @@ var (
 		"pg_snapshots", "pg_stat", "pg_stat_tmp", "pg_tblspc", "pg_twophase", "pg_wal", "pg_wal/archive_status", "pg_wal/summaries"}
 )
 
+// scratchSocket begins the name of the directory with the server's socket,
+// whose path has to be short.
+const scratchSocket = "dbrewind-"
+
 // newScratch makes the cluster below parent, without any table yet.
 func (j *job) newScratch(parent string, n *names, databases []uint32) (*scratch, error) {
 	dir := filepath.Join(parent, "server.tmp")
 	s := &scratch{job: j, dir: dir, blocks: map[wal.RelFile]map[uint32]bool{}, spaces: map[uint32]bool{}}
 	var err error
-	if s.socket, err = os.MkdirTemp("", "dbrewind-"); err != nil {
+	if s.socket, err = os.MkdirTemp("", scratchSocket); err != nil {
 		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(parent, rescueMarker), []byte(s.socket), 0o600); err != nil { // for who comes after a kill
+		return nil, errors.Join(err, os.Remove(s.socket))
 	}
 	for _, name := range append(append([]string{""}, sharedDirs...), emptyDirs...) {
 		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
