@@ -251,6 +251,7 @@ func TestLab(t *testing.T) {
 		dir := filepath.Join(os.TempDir(), fmt.Sprintf("lab%d", major))
 		t.Cleanup(func() { // the test's own context is over by then
 			_ = exec.Command(pgtest.Bin("dbctl"), "lab", "down", dir, "--yes").Run()
+			os.RemoveAll(dir)
 		})
 		pgtest.MustRun(t, "dbctl", "lab", "up", dir, "--major", fmt.Sprint(major))
 		config := "--config=" + filepath.Join(dir, "tidemark.toml")

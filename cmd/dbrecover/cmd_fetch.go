@@ -43,6 +43,9 @@ func (c *fetchCmd) Run(ctx context.Context, e *cli.Env) error {
 	case c.Standby || recovery.IsStandby("."):
 		c.lacks = true
 		return exit.Wrap(err, recovery.FetchLacks, "the standby will ask again", "%s could not be fetched", c.Name)
+	case recovery.HasHistory(".", c.Name):
+		c.lacks = true
+		return exit.Wrap(err, recovery.FetchLacks, "the server needs none from the archive and goes on", "%s could not be fetched", c.Name)
 	}
 	return exit.Wrap(err, recovery.FetchFault, "recovery stops here so that nothing is lost; mend the cause and start the server again",
 		"%s could not be fetched", c.Name)

@@ -107,3 +107,16 @@ func IsStandby(dir string) bool {
 	_, err := os.Stat(filepath.Join(dir, "standby.signal"))
 	return err == nil
 }
+
+// HasHistory tells whether the server of a data directory does without a
+// history file of the archive: timeline 1 has none, and one that lies in pg_wal
+// is read there. A standby that is promoted asks for its timeline's when its
+// standby.signal is gone already; a fault would end the promotion and the server.
+func HasHistory(dir, name string) bool {
+	parsed, ok := wal.ParseFileName(name)
+	if !ok || parsed.Kind != wal.FileHistory {
+		return false
+	}
+	_, err := os.Stat(filepath.Join(dir, "pg_wal", name))
+	return parsed.Timeline == 1 || err == nil
+}

@@ -1,6 +1,8 @@
 package recovery
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -107,6 +109,27 @@ func TestEndBefore(t *testing.T) {
 	for at, want := range map[wal.LSN]wal.LSN{0x2000028: 0x2000000, 0x2002018: 0x2002000, 0x2002020: 0x2002020, 0x20020A0: 0x20020A0} {
 		if got := endBefore(at); got != want {
 			t.Errorf("before %s: %s, want %s", at, got, want)
+		}
+	}
+}
+
+// TestHasHistory: which history files a server does without while the archive
+// cannot be asked.
+func TestHasHistory(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "pg_wal"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"00000003.history", "000000010000000000000001"} {
+		if err := os.WriteFile(filepath.Join(dir, "pg_wal", name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]bool{
+		"00000001.history": true, "00000002.history": false, "00000003.history": true, "000000010000000000000001": false, "x": false,
+	} {
+		if got := HasHistory(dir, name); got != want {
+			t.Errorf("%s: %t", name, got)
 		}
 	}
 }
