@@ -36,9 +36,10 @@ test-matrix: ## run every test, integration tests on all six majors
 	@scripts/postgres.sh $(ALL_MAJORS)
 	TIDEMARK_PG_MAJORS=$(call list,$(ALL_MAJORS)) $(GO) test -p $(PARALLEL) -timeout 60m ./...
 
-test-rewind-long: ## rewind after random work and break rewinds off: SEEDS (300) and KILLS (300) times
+test-rewind-long: ## rewind after random work (SEEDS: 300), break rewinds off (KILLS: 300), rewind large tables
 	@scripts/postgres.sh $(or $(MAJORS),15)
 	TIDEMARK_PG_MAJORS=$(or $(call list,$(MAJORS)),15) TIDEMARK_SEEDS=$(SEEDS) TIDEMARK_KILLS=$(KILLS) $(GO) test -run 'TestDifferential|TestCrashMatrix' -v -timeout 6h ./internal/rewind
+	TIDEMARK_PG_MAJORS=$(or $(call list,$(MAJORS)),15) TIDEMARK_LARGE=1 TMPDIR=$(or $(TMPDIR),/tmp) $(GO) test -run TestOverOneGigabyte -v -timeout 1h ./internal/rewind
 
 bench: ## run the benchmarks, with the ratios to PostgreSQL's own tools
 	@scripts/postgres.sh ensure
