@@ -462,6 +462,10 @@ func TestSourceDies(t *testing.T) {
 		old.Promote()
 		old.Exec("UPDATE pgbench_accounts SET abalance = 1")
 		node.Exec("UPDATE pgbench_accounts SET abalance = 2")
+		// Settings that were read after the last checkpoint have the rewind look
+		// through the source's WAL beforehand; it is to die in the copying.
+		node.WaitSQL("SELECT extract(epoch FROM clock_timestamp() - pg_conf_load_time()) > 2", "t")
+		node.Exec("CHECKPOINT")
 		old.Stop()
 		source := cutAfter(t, node, 12<<20)
 		r := pgtest.Run(t, "dbrewind", "run", "-D", old.Dir, "--source-server", source.conninfo())

@@ -74,7 +74,7 @@ func (f *Facts) settle() {
 			f.State = StateStarting
 		}
 		f.Reason = fmt.Sprintf("process %d holds the data directory and accepts no sessions", f.PID)
-		if !errors.Is(f.SQLError, postgres.ErrStarting) {
+		if f.State != StateStopping && !errors.Is(f.SQLError, postgres.ErrStarting) { // one that stops has no socket at its end
 			f.State, f.Reason = StateUnreachable, f.SQLError.Error()
 		}
 	case f.Control != nil && f.Control.State.Clean():

@@ -173,6 +173,7 @@ func TestSettle(t *testing.T) {
 		{"clean standby", Facts{Control: control(volume.StateShutdownedRecovery)}, StateStopped},
 		{"crashed", Facts{Control: control(volume.StateInProduction)}, StateCrashed},
 		{"hangs", Facts{Control: control(volume.StateInProduction), PID: 9}, StateUnreachable},
+		{"stops, and its socket is gone", Facts{State: StateStopping, Control: control(volume.StateShutdowned), PID: 9}, StateStopping},
 		{"nothing known", Facts{}, StateUnreachable},
 		{"missing", Facts{State: StateMissing}, StateMissing},
 	} {

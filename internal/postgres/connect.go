@@ -3,6 +3,7 @@ package postgres
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -110,8 +111,9 @@ func connect(ctx context.Context, conninfo string, readBuffer int) (*pgx.Conn, e
 func prepareSession(ctx context.Context, conn *pgconn.PgConn) error {
 	major := ServerMajor(conn)
 	settings := []string{
+		"statement_timeout = 0",      // first: it counts for what follows
 		"synchronous_commit = local", // a role change must not wait for the standby it talks about
-		"statement_timeout = 0", "lock_timeout = 0", "idle_in_transaction_session_timeout = 0",
+		"lock_timeout = 0", "idle_in_transaction_session_timeout = 0",
 		"search_path = pg_catalog", "client_min_messages = error", "datestyle = iso", "default_transaction_read_only = off",
 		"jit = off", // compiling the walk over the files takes longer than the walk
 	}
@@ -121,9 +123,18 @@ func prepareSession(ctx context.Context, conn *pgconn.PgConn) error {
 	if major >= 17 {
 		settings = append(settings, "transaction_timeout = 0")
 	}
-	_, err := conn.Exec(ctx, "SET "+strings.Join(settings, "; SET ")).ReadAll()
-	return err
+	for try := 0; ; try++ {
+		_, err := conn.Exec(ctx, "SET "+strings.Join(settings, "; SET ")).ReadAll()
+		var pgErr *pgconn.PgError
+		if err == nil || try == prepareTries || !errors.As(err, &pgErr) || pgErr.Code != "57014" {
+			return err
+		}
+	}
 }
+
+// prepareTries is how often the role's own statement_timeout may cut off even
+// its being switched off.
+const prepareTries = 10
 
 // ServerMajor returns the major version of the server at the other end, 0 where
 // it does not say.

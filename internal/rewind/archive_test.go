@@ -44,6 +44,7 @@ func (p *pair) recycle() { p.recycleIn(6) }
 func (p *pair) recycleIn(rounds int) {
 	p.t.Helper()
 	p.new.Promote()
+	p.old.WaitSQL("SELECT count(*) FROM pg_replication_slots WHERE active", "0") // the walsender may not have noticed yet
 	p.old.Exec("SELECT pg_drop_replication_slot('s_new')")
 	p.write()
 	for _, n := range []*pgtest.Node{p.old, p.new} {
