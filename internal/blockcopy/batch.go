@@ -102,23 +102,6 @@ func (b *batch) file(fsys volume.FS, name, path string) (*batchFile, error) {
 	return b.files[name], nil
 }
 
-// push has what a task wrote written to disk from now on. Before a batch is
-// settled nobody else closes its files.
-func (b *batch) push(t Task) {
-	for at := 0; at < len(t.Ranges); {
-		first, end := t.Ranges[at], t.Ranges[at].End()
-		for at++; at < len(t.Ranges) && t.Ranges[at].Path == first.Path; at++ {
-			end = max(end, t.Ranges[at].End())
-		}
-		b.mu.Lock()
-		f := b.files[first.Path]
-		b.mu.Unlock()
-		if f != nil && f.written.Load() {
-			volume.StartSync(f.File, first.Offset, end-first.Offset)
-		}
-	}
-}
-
 // finish takes a done task in; last says that it was the batch's last.
 func (b *batch) finish(fact taskFact) (last bool) {
 	b.mu.Lock()

@@ -57,9 +57,6 @@ func (c *copier) settle(b *batch) error {
 func (c *copier) fetch(ctx context.Context, b *batch, t Task) (taskFact, error) {
 	w := taskWriter{copier: c, batch: b, fact: taskFact{task: t.Index, short: map[int]int64{}, gone: map[int]bool{}}}
 	err := c.r.Source.Fetch(ctx, t.Ranges, w.deliver)
-	if err == nil && !c.r.NoSync {
-		b.push(t)
-	}
 	return w.fact, err
 }
 

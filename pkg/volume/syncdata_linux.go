@@ -26,12 +26,3 @@ func SyncData(f File) error {
 		return nil
 	}
 }
-
-// StartSync has a part of a file written to disk from now on, so that a later
-// sync finds less to do. It waits for nothing and promises nothing; a fault is
-// what that sync tells.
-func StartSync(f File, off, n int64) {
-	if file, ok := f.(*os.File); ok && n > 0 {
-		_ = unix.SyncFileRange(int(file.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
-	}
-}
