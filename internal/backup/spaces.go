@@ -44,11 +44,7 @@ func placeSpaces(spaces []repo.Tablespace, mappings []Mapping) (map[string]strin
 				filepath.IsAbs(m.From) && filepath.Clean(m.From) == filepath.Clean(s.Path)
 		})
 		if i < 0 {
-			known := []string{"the cluster has none"}
-			for j, s := range spaces {
-				known = append(known[:j], strings.TrimSpace(fmt.Sprintf("%s %d in %s", s.Name, s.OID, s.Path)))
-			}
-			return nil, exit.New(exit.Usage, strings.Join(known, ", "), "--tablespace: the cluster has no tablespace %s", m.From)
+			return nil, exit.New(exit.Usage, listSpaces(spaces), "--tablespace: the cluster has no tablespace %s", m.From)
 		}
 		links[key(spaces[i])] = m.To
 	}
@@ -60,6 +56,18 @@ func placeSpaces(spaces []repo.Tablespace, mappings []Mapping) (map[string]strin
 		taken[dir] = link
 	}
 	return links, nil
+}
+
+// listSpaces names the tablespaces that there are.
+func listSpaces(spaces []repo.Tablespace) string {
+	if len(spaces) == 0 {
+		return "the cluster has none"
+	}
+	var known []string
+	for _, s := range spaces {
+		known = append(known, strings.TrimSpace(fmt.Sprintf("%s %d in %s", s.Name, s.OID, s.Path)))
+	}
+	return strings.Join(known, ", ")
 }
 
 // emptySpaces refuses directories that hold something already.
