@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"tidemark/internal/exit"
 	"tidemark/pkg/volume"
 )
 
@@ -191,7 +192,8 @@ func (p *Plan) Sum() {
 // journal as well as against a planner's mistake.
 func (p *Plan) Validate() error {
 	if p.Version != PlanVersion {
-		return fmt.Errorf("plan format %d is not known (this program knows %d)", p.Version, PlanVersion)
+		return exit.New(exit.Refused, "finish what was begun, or take it back, with the version of this program that began it",
+			"plan format %d is not known (this program knows %d)", p.Version, PlanVersion)
 	}
 	if p.TaskBytes <= 0 {
 		return fmt.Errorf("plan: task_bytes is %d", p.TaskBytes)
