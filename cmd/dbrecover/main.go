@@ -13,6 +13,13 @@ type commands struct {
 	Fetch   fetchCmd   `cmd:"" help:"Bring one WAL file from the repository: the server's restore_command."`
 }
 
+// Examples are printed with --help.
+func (commands) Examples() string {
+	return `dbrecover run --repo /srv/backup -D /srv/pg --to-time '2026-11-21 22:50:01+00'   # to before the mishap
+dbrecover restore --repo /srv/backup -D /srv/pg                                 # ready to be started
+restore_command = 'dbrecover fetch --repo /srv/backup %f %p'`
+}
+
 const description = "Restore and forward recovery of PostgreSQL clusters."
 
 func main() {

@@ -17,6 +17,14 @@ type commands struct {
 	Sync   syncCmd   `cmd:"" help:"Reach the primary's position of now, then exit (also -S)."`
 }
 
+// Examples are printed with --help.
+func (commands) Examples() string {
+	return `dbrepl seed -D /srv/standby -d 'host=db1 user=replicator'   # while db1 works on
+dbrepl start -D /srv/standby                                # server and receiving, proved
+dbrepl status -D /srv/standby
+dbrepl sync -D /srv/standby --timeout 10s                   # exit 0: has all that db1 had`
+}
+
 func main() {
 	os.Args = spelled(os.Args)
 	os.Exit(cli.Main("dbrepl", description, &commands{}))
