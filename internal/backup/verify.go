@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"tidemark/internal/exit"
 	"tidemark/internal/progress"
 	"tidemark/internal/repo"
 	"tidemark/pkg/volume"
@@ -108,18 +109,17 @@ func verifyCluster(ctx context.Context, c *repo.Cluster, o VerifyOptions) (*Veri
 	return out, v.Locked, err
 }
 
-// fullIDs resolves "latest".
+// fullIDs resolves "latest" and the beginnings of identifiers.
 func fullIDs(ctx context.Context, c *repo.Cluster, ids []string) ([]string, error) {
 	out := slices.Clone(ids)
 	for i, id := range out {
-		if id != "latest" {
-			continue
-		}
 		s, err := c.Summary(ctx, id)
-		if err != nil {
+		switch {
+		case err == nil:
+			out[i] = s.ID
+		case id == "latest" || exit.CodeOf(err) == exit.Usage: // it may be any of several
 			return nil, err
 		}
-		out[i] = s.ID
 	}
 	return out, nil
 }

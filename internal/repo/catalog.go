@@ -171,7 +171,8 @@ func (c *Cluster) readStarted(ctx context.Context, id string, list listing) (*St
 	return s, nil
 }
 
-// Summary returns the summary of a backup, "latest" being the newest one.
+// Summary returns the summary of a backup, "latest" being the newest one. The
+// beginning of an identifier is enough, where only one begins so.
 func (c *Cluster) Summary(ctx context.Context, id string) (*Summary, error) {
 	if id == "latest" || id == "" {
 		cat, err := c.Catalog(ctx)
@@ -189,9 +190,33 @@ func (c *Cluster) Summary(ctx context.Context, id string) (*Summary, error) {
 	}
 	s, _, err := c.readSummary(ctx, id)
 	if errors.Is(err, ErrNotExist) {
-		return nil, noBackup(c, id, err)
+		return c.beginning(ctx, id, err)
 	}
 	return s, err
+}
+
+// beginning returns the summary of the one backup whose identifier begins so.
+func (c *Cluster) beginning(ctx context.Context, prefix string, none error) (*Summary, error) {
+	list, err := c.listBackups(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for id, l := range list {
+		if l.manifest && strings.HasPrefix(id, prefix) {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	switch len(ids) {
+	case 0:
+		return nil, noBackup(c, prefix, none)
+	case 1:
+		s, _, err := c.readSummary(ctx, ids[0])
+		return s, err
+	}
+	return nil, exit.New(exit.Usage, "name one of them: "+strings.Join(ids[:min(len(ids), 5)], ", "),
+		"%d backups in %s begin with %s", len(ids), c.repo.Location(), prefix)
 }
 
 func noBackup(c *Cluster, id string, err error) error {

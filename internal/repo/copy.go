@@ -1,15 +1,19 @@
 package repo
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"tidemark/internal/blockcopy"
+	"tidemark/internal/exit"
 )
 
 // CopyBackup copies a complete backup from another repository, under its own
@@ -19,8 +23,11 @@ import (
 // to do.
 func (c *Cluster) CopyBackup(ctx context.Context, from *Cluster, id string, jobs int, add func(bytes int64)) (bool, error) {
 	has, err := c.has(ctx, c.ManifestName(id))
-	if err != nil || has {
+	if err != nil {
 		return false, err
+	}
+	if has {
+		return false, c.mustBeSame(ctx, from, id)
 	}
 	m, err := from.OpenManifest(ctx, id)
 	if err != nil {
@@ -35,6 +42,22 @@ func (c *Cluster) CopyBackup(ctx context.Context, from *Cluster, id string, jobs
 	return true, c.copyBlocks(ctx, from, m, jobs, add)
 }
 
+// mustBeSame fails unless the backup of that name is the same one in both
+// repositories: they may have got it from one command, or one from the other.
+func (c *Cluster) mustBeSame(ctx context.Context, from *Cluster, id string) error {
+	there, _, err := c.readSummary(ctx, id)
+	if err != nil {
+		return err
+	}
+	here, _, err := from.readSummary(ctx, id)
+	if err != nil || here.SameAs(there) {
+		return err
+	}
+	return exit.New(exit.Refused, "delete the one that is not wanted, with dbbackup delete",
+		"backup %s in %s is another one than in %s: that began at %s, this at %s", id, c.repo.Location(), from.repo.Location(),
+		there.Began.Format(time.RFC3339Nano), here.Began.Format(time.RFC3339Nano))
+}
+
 // copyPacks copies the packs that are missing and the manifest, as they are. It
 // reports false, having done nothing, where a pack is there that nothing vouches
 // for: somebody may be about to sweep it.
@@ -43,7 +66,7 @@ func (c *Cluster) copyPacks(ctx context.Context, from *Cluster, m *Manifest, add
 	if err := w.announce(ctx); err != nil {
 		return false, err
 	}
-	there, whole, err := c.vouched(ctx, w.started.ID, m)
+	there, whole, err := c.vouched(ctx, from, w.started.ID, m)
 	if err == nil && whole {
 		err = c.bring(ctx, from, m, there, add)
 	}
@@ -86,7 +109,7 @@ func packOwners(m *Manifest) []string {
 // vouched returns which packs of a manifest are in the store and may be taken
 // as they are, by the rules of sweep.go. all is false where one is there that may
 // not, or that is another one. own is the caller's note, which is there already.
-func (c *Cluster) vouched(ctx context.Context, own string, m *Manifest) (there map[string]bool, all bool, err error) {
+func (c *Cluster) vouched(ctx context.Context, from *Cluster, own string, m *Manifest) (there map[string]bool, all bool, err error) {
 	list, err := c.listBackups(ctx)
 	if err != nil {
 		return nil, false, err
@@ -121,8 +144,39 @@ func (c *Cluster) vouched(ctx context.Context, own string, m *Manifest) (there m
 		}
 		there[p.Name] = ok
 	}
-	return there, true, nil
+	all, err = c.samePacks(ctx, from, m, there)
+	return there, all, err
 }
+
+// samePacks tells whether packs that are in both repositories under one name
+// are the same: a backup that one command took into several has its own in each.
+func (c *Cluster) samePacks(ctx context.Context, from *Cluster, m *Manifest, there map[string]bool) (bool, error) {
+	var other atomic.Bool
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(comparePacks)
+	for _, p := range m.Packs {
+		if !there[p.Name] {
+			continue
+		}
+		g.Go(func() error {
+			name := c.packHeader(p.Name, m.BlockSize).Name
+			ours, _, err := getBytes(ctx, c.driver, name, -trailerLength, -1, trailerLength, nil)
+			if err != nil {
+				return err
+			}
+			theirs, _, err := getBytes(ctx, from.driver, name, -trailerLength, -1, trailerLength, nil)
+			if !bytes.Equal(ours, theirs) { // the hash of an index, which has that of every block
+				other.Store(true)
+			}
+			return err
+		})
+	}
+	err := g.Wait()
+	return !other.Load(), err
+}
+
+// comparePacks is how many packs are looked at at once.
+const comparePacks = 8
 
 // copyObject copies an object as it is stored, checking each byte on the way.
 func (c *Cluster) copyObject(ctx context.Context, from *Cluster, h header) error {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	command "tidemark/internal/backup"
+	"tidemark/internal/exit"
 	"tidemark/internal/repo"
 	"tidemark/internal/repo/storetest"
 )
@@ -213,5 +214,63 @@ func TestExpireLocked(t *testing.T) {
 	}
 	for _, k := range e.Kept {
 		mustRestore(t, c, k.ID, want[k.ID])
+	}
+}
+
+// TestCopyOtherOfThatName: a backup that merely has the same name is not taken
+// for the one to be copied, nor a pack for its namesake.
+func TestCopyOtherOfThatName(t *testing.T) {
+	from, _ := newCluster(t)
+	to, _ := newCluster(t)
+	begin := time.Now()
+	for _, c := range []*repo.Cluster{from, to} {
+		c.TickFrom(begin)
+	}
+	rnd := rand.New(rand.NewPCG(36, 1))
+	first, second := smallTree(rnd), smallTree(rnd)
+	s := backup(t, from, first, "")
+	if o := backup(t, to, second, ""); o.ID == s.ID {
+		t.Errorf("two backups of one second in two repositories are both named %s", s.ID)
+	}
+	named := func(c *repo.Cluster, tr tree, change func(*repo.Summary)) error {
+		w, err := c.NewBackup(t.Context(), repo.WriterOptions{Tool: "test", BlockSize: testBlock, Name: "20261122T101500Z-abcd"})
+		if err != nil {
+			return err
+		}
+		if err := writeTree(w, tr); err != nil {
+			return err
+		}
+		sum := summary()
+		sum.Began, sum.Finished = begin, begin
+		change(sum)
+		return w.Commit(sum)
+	}
+	const id = "20261122T101500Z-abcd"
+	same := func(*repo.Summary) {}
+	if err := errors.Join(named(from, first, same), named(to, second, func(s *repo.Summary) { s.Stop.LSN++ })); err != nil {
+		t.Fatal(err)
+	}
+	if did, err := to.CopyBackup(t.Context(), from, id, 1, func(int64) {}); did || exit.CodeOf(err) != exit.Refused || !strings.Contains(err.Error(), "another one") {
+		t.Errorf("%v, %v", did, err)
+	}
+	// One command's backup, whose packs came out differently in each.
+	both, _ := newCluster(t)
+	if err := named(both, second, same); err != nil {
+		t.Fatal(err)
+	}
+	if did, err := both.CopyBackup(t.Context(), from, id, 1, func(int64) {}); did || err != nil {
+		t.Errorf("%v, %v", did, err)
+	}
+	next := backup(t, from, first, id) // references packs that both have under one name
+	if did, err := both.CopyBackup(t.Context(), from, next.ID, 1, func(int64) {}); !did || err != nil {
+		t.Fatalf("%v, %v", did, err)
+	}
+	mustRestore(t, both, next.ID, first)
+	mustRestore(t, both, id, second)
+	if s, err := both.Summary(t.Context(), "20261122T1015"); err != nil || s.ID != id {
+		t.Errorf("the beginning of an identifier: %+v, %v", s, err)
+	}
+	if _, err := from.Summary(t.Context(), "2026"); exit.CodeOf(err) != exit.Usage {
+		t.Errorf("the beginning of several: %v", err)
 	}
 }

@@ -68,7 +68,10 @@ func (c *Cluster) PackNames(ctx context.Context) ([]string, error) {
 // Tick makes the cluster's clock go on by a second with every backup, as if the
 // test took as long as what it plays: identifiers of removed backups do not
 // come again.
-func (c *Cluster) Tick() {
-	begin, ticks := now().Add(-time.Hour), new(atomic.Int64)
+func (c *Cluster) Tick() { c.TickFrom(now().Add(-time.Hour)) }
+
+// TickFrom is Tick from a time on.
+func (c *Cluster) TickFrom(begin time.Time) {
+	ticks := new(atomic.Int64)
 	c.clock = func() time.Time { return begin.Add(time.Duration(ticks.Add(1)) * time.Second) }
 }

@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"time"
@@ -89,6 +90,14 @@ type Summary struct {
 	// ManifestSize is the size of the manifest object. It is not part of the
 	// manifest; reading it fills it in.
 	ManifestSize int64 `json:"-"`
+}
+
+// SameAs tells whether two repositories have one backup, whatever each stored
+// of it: both begin and end at the same moments and points, with the same
+// control file, so what a restore replays to is the same.
+func (s *Summary) SameAs(o *Summary) bool {
+	return s.SystemID == o.SystemID && s.Start == o.Start && s.Checkpoint == o.Checkpoint && s.Stop == o.Stop &&
+		s.Began.Equal(o.Began) && s.Finished.Equal(o.Finished) && bytes.Equal(s.Control, o.Control)
 }
 
 // MaxFindings bounds the list of findings in a summary.

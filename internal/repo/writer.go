@@ -19,6 +19,7 @@ type WriterOptions struct {
 	Tool      string // program and version
 	BlockSize uint32
 	ID        string   // of the backup, for a copy; by default what it is announced as
+	Name      string   // the identifier to announce; by default the next free one
 	owners    []string // of the packs that a copy brings
 	// Parent is the backup to compare with; "" stores every block.
 	Parent     string
@@ -194,12 +195,16 @@ func (w *BackupWriter) announce(ctx context.Context) error {
 		w.started.Copy = &CopyNote{Backup: w.o.ID, Owners: w.o.owners}
 	}
 	for i := range 60 {
-		w.started.ID = began.Add(time.Duration(i) * time.Second).Format("20060102T150405Z")
+		if w.started.ID = w.cluster.newID(began.Add(time.Duration(i) * time.Second)); w.o.Name != "" {
+			w.started.ID = w.o.Name
+		}
 		// The identifier of a backup that was deleted may still have packs.
 		if packs, err := w.cluster.listPacks(ctx, w.started.ID); err != nil {
 			return exit.Wrap(err, exit.Failed, "", "cannot read the repository %s", w.cluster.repo.Location())
-		} else if len(packs) > 0 {
+		} else if len(packs) > 0 && w.o.Name == "" {
 			continue
+		} else if len(packs) > 0 {
+			break
 		}
 		err := putNote(ctx, w.cluster.driver, w.cluster.startedName(w.started.ID), &w.started)
 		if err == nil {
@@ -208,8 +213,22 @@ func (w *BackupWriter) announce(ctx context.Context) error {
 		if !errors.Is(err, ErrExist) {
 			return exit.Wrap(err, exit.Failed, "", "cannot write to the repository %s", w.cluster.repo.Location())
 		}
+		if w.o.Name != "" {
+			break
+		}
 	}
-	return errors.New("no free backup identifier")
+	return exit.New(exit.Failed, "run the command again", "no free backup identifier in %s", w.cluster.repo.Location())
+}
+
+// originLength is how much of a repository's own identifier ends those of the
+// backups that are made there.
+const originLength = 4
+
+// newID makes the identifier of a backup: when it began, and which repository
+// it was made in. Repositories do not know of each other, and a backup of one
+// that is copied into another must not be taken for one of that second there.
+func (c *Cluster) newID(began time.Time) string {
+	return began.Format("20060102T150405Z") + "-" + c.repo.id[:min(originLength, len(c.repo.id))]
 }
 
 // ID is the backup's identifier.
