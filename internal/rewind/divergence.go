@@ -35,7 +35,7 @@ func (j *job) diverge(ctx context.Context) (*Divergence, error) {
 			return nil, err
 		}
 	}
-	if fork.LSN != 0 && end > fork.LSN && sourceEnd <= fork.LSN && j.sh.Timeline != fork.Timeline {
+	if fork.LSN != 0 && end > fork.LSN && sourceEnd <= fork.LSN && j.sh.Timeline != fork.Timeline && j.source.repo == nil {
 		return nil, exit.New(exit.Refused, "wait until it has, or name the primary that it follows",
 			"the source has not replayed beyond the fork at %s yet: it has nothing of timeline %d", fork.LSN, j.sh.Timeline)
 	}
@@ -51,6 +51,7 @@ func (j *job) diverge(ctx context.Context) (*Divergence, error) {
 		d.Diverged = true
 		d.Reason = fmt.Sprintf("they parted at %s on timeline %d, and the target wrote WAL up to %s", fork.LSN, fork.Timeline, end)
 	}
+	j.tellPartial(d)
 	if !d.Diverged {
 		return d, nil
 	}

@@ -61,7 +61,7 @@ func (p *planner) segment(n, forkSeg wal.SegmentNumber, copied map[string]bool) 
 		if mine >= 0 {
 			own = names[mine]
 		}
-		p.archivedSegment(n, forkSeg, own)
+		p.archivedSegment(n, forkSeg, own, copied)
 		return
 	}
 	switch {

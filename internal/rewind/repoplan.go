@@ -23,13 +23,17 @@ const (
 )
 
 // archivedSegment is segment for a repository source: the server will fetch
-// what is archived itself.
-func (p *planner) archivedSegment(n, forkSeg wal.SegmentNumber, mine string) {
+// what is archived itself, except for a partial segment.
+func (p *planner) archivedSegment(n, forkSeg wal.SegmentNumber, mine string, copied map[string]bool) {
 	r := p.job.source.repo
 	name, ok := r.segmentName(n)
 	switch {
 	case name == "":
 	case ok:
+		if r.partial.is(n) {
+			copied[r.partial.runningName()] = true
+			p.copySegment(r.partial.runningName(), "from "+name+", the end of the archive")
+		}
 		p.needs = append(p.needs, walNeed{n, name, "the repository " + r.cluster.Repository().Location()})
 	case n < forkSeg && mine != "":
 		p.needs = append(p.needs, walNeed{n, mine, inTarget})
@@ -62,14 +66,18 @@ func (r *repoSource) usable(fork wal.LSN) error {
 func (r *repoSource) reaches(fork wal.LSN) error {
 	at, _ := r.consistent(fork)
 	if end := r.end(); end < at || end <= fork {
-		return exit.New(exit.Refused, "archive the WAL of timeline "+r.history.Timeline.String()+" there: dbbackup push --repo "+r.cluster.Repository().Location()+" PATH",
-			"the archived WAL of timeline %d ends at %s; replay has to go on to behind the fork at %s and to %s", r.history.Timeline, end, fork, at)
+		hint := "archive the WAL of timeline " + r.history.Timeline.String() + " there: dbbackup push --repo " + r.cluster.Repository().Location() + " PATH; the segment that it ends with as a copy named *.partial"
+		if r.partial != nil && r.partial.why != "" {
+			hint += "\n" + r.partial.why
+		}
+		return exit.New(exit.Refused, hint, "the archived WAL of timeline %d ends at %s; replay has to go on to behind the fork at %s and to %s", r.history.Timeline, end, fork, at)
 	}
 	return nil
 }
 
-// withoutBackup is the part of a plan that needs no backup: where the WAL lies.
-func (j *job) withoutBackup(ctx context.Context, d *Divergence, c *changes) (*planner, error) {
+// withoutPlan is the part of a plan that can be made where the repository lacks
+// a backup, or WAL behind the fork: where the WAL lies.
+func (j *job) withoutPlan(ctx context.Context, d *Divergence, c *changes) (*planner, error) {
 	p := &planner{job: j, changes: c, d: d, source: map[string]blockcopy.Entry{}, target: map[string]blockcopy.Entry{}}
 	p.meta.SourceEnd = d.Source.End
 	ours, err := blockcopy.ListDir(ctx, volume.OS, j.Target)
@@ -88,7 +96,6 @@ func (j *job) withoutBackup(ctx context.Context, d *Divergence, c *changes) (*pl
 			p.missing = append(p.missing, n.name)
 		}
 	}
-	j.warn("no backup leads to timeline %d: a rewind from this repository needs one", d.Source.Timeline)
 	return p, nil
 }
 

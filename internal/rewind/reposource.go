@@ -53,7 +53,8 @@ type repoSource struct {
 	history  *timeline.History
 	size     wal.SegmentSize
 	coverage map[timeline.ID]*repo.WALCoverage
-	newest   bool // no timeline in the archive has a greater number
+	newest   bool            // no timeline in the archive has a greater number
+	partial  *partialSegment // the timeline's end, where there is only a .partial file of it
 }
 
 // openRepoSource opens the repository for the target's cluster and finds out
@@ -81,7 +82,10 @@ func openRepoSource(ctx context.Context, o Options) (*repoSource, error) {
 	if r.history, err = r.chooseTimeline(ctx, o.SourceTimeline, control.Timeline()); err != nil {
 		return nil, err
 	}
-	return r, r.chooseBackup(ctx, o.SourceBackup)
+	if err := r.chooseBackup(ctx, o.SourceBackup); err != nil {
+		return nil, err
+	}
+	return r, r.findPartial(ctx)
 }
 
 // asBegun has an unfinished rewind go on from the backup that it was begun
@@ -153,7 +157,7 @@ func leafTimelines(histories map[timeline.ID]*timeline.History) []timeline.ID {
 func (r *repoSource) ids() []timeline.ID {
 	var ids []timeline.ID
 	for id, w := range r.coverage {
-		if w.Segments > 0 || w.History {
+		if w.Segments > 0 || w.History || len(w.Partials) > 0 {
 			ids = append(ids, id)
 		}
 	}
@@ -227,13 +231,17 @@ func (r *repoSource) consistent(fork wal.LSN) (wal.LSN, timeline.ID) {
 	return at, r.history.TimelineAt(at - 1)
 }
 
-// end is where the archived WAL of the timeline ends; the point where the
-// timeline begins, where none of its own is archived.
+// end is where the archived WAL of the timeline ends: with a segment, or with
+// the last valid record of a partial one. It is the point where the timeline
+// begins, where none of its own is archived.
 func (r *repoSource) end() wal.LSN {
 	span, _ := r.history.SpanOf(r.history.Timeline)
 	end := span.Begin
 	if w := r.coverage[r.history.Timeline]; w != nil && len(w.Runs) > 0 {
 		end = max(end, r.size.End(w.Runs[len(w.Runs)-1].Last))
+	}
+	if r.partial != nil {
+		end = max(end, r.partial.end)
 	}
 	return end
 }
@@ -244,6 +252,9 @@ func (r *repoSource) segmentName(n wal.SegmentNumber) (string, bool) {
 	names := candidates(r.history, r.size, n)
 	if len(names) == 0 {
 		return "", false
+	}
+	if r.partial.is(n) {
+		return r.partial.name, true
 	}
 	f, _ := wal.ParseFileName(names[0])
 	w := r.coverage[f.Timeline]
@@ -324,7 +335,11 @@ func (r *repoSource) fetchBlocks(ctx context.Context, ranges []blockcopy.Range, 
 }
 
 func (r *repoSource) fetchWAL(ctx context.Context, x blockcopy.Range, deliver blockcopy.Deliver) error {
-	f, err := r.cluster.OpenWAL(ctx, archivedName(x.Path))
+	name := archivedName(x.Path)
+	f, err := r.cluster.OpenWAL(ctx, name)
+	if p := r.partial; errors.Is(err, repo.ErrNotArchived) && p != nil && name == p.runningName() && p.is(p.number) {
+		f, err = r.cluster.OpenWAL(ctx, p.name)
+	}
 	if errors.Is(err, repo.ErrNotArchived) {
 		return deliver(x, nil, true)
 	}

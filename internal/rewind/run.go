@@ -110,12 +110,13 @@ func (j *job) prepare(ctx context.Context, mayChange bool) (*Divergence, *planne
 	if err != nil {
 		return nil, nil, err
 	}
-	if r := j.source.repo; r != nil && r.backup == nil && j.look {
-		p, err := j.withoutBackup(ctx, d, c)
-		return d, p, err
-	} else if r != nil {
-		if err := r.usable(d.Fork.LSN); err != nil {
+	if r := j.source.repo; r != nil {
+		if err := r.usable(d.Fork.LSN); err != nil && !j.look {
 			return nil, nil, err
+		} else if err != nil {
+			j.warn("a rewind from this repository would be refused now: %v; %s", err, exit.HintOf(err))
+			p, err := j.withoutPlan(ctx, d, c)
+			return d, p, err
 		}
 	}
 	p, err := j.makePlan(ctx, d, c)
