@@ -89,14 +89,17 @@ func Create(ctx context.Context, r *repo.Repository, o Options) (*repo.Summary, 
 	}
 	for try := 1; ; try++ {
 		sum, err := createOnce(ctx, s, c, o)
+		again, perr := s.again(ctx, err, try, o.Progress.Note)
+		if perr != nil {
+			return nil, perr
+		}
 		var unsafe *unsafeError
-		if !errors.As(err, &unsafe) || try == attempts {
-			if unsafe != nil {
-				err = exit.Wrap(err, exit.Failed, "take the backup when nothing creates databases or tablespaces", "%d copies were spoiled", attempts)
-			}
+		if !again && errors.As(err, &unsafe) {
+			err = exit.Wrap(err, exit.Failed, "take the backup when nothing creates databases or tablespaces", "%d copies were spoiled", attempts)
+		}
+		if !again {
 			return sum, err
 		}
-		o.Progress.Note("%v: copying again", unsafe)
 	}
 }
 
@@ -258,7 +261,8 @@ func (j *job) fill(ctx context.Context, w *repo.BackupWriter) (*repo.Summary, er
 		nameRelations(ctx, j.server, findings)
 	}
 	j.Progress.Phase("waiting for the WAL", 0, progress.Items)
-	if err := j.keeper.finish(ctx, stop, j.Timeout); err != nil {
+	tail, err := j.keeper.finish(ctx, stop, j.Timeout)
+	if err != nil {
 		return nil, err
 	}
 	histories, err := j.keeper.histories(ctx)
@@ -266,10 +270,15 @@ func (j *job) fill(ctx context.Context, w *repo.BackupWriter) (*repo.Summary, er
 		return nil, err
 	}
 	j.Progress.Phase("checking the WAL", 0, progress.Items)
-	if err := guard(ctx, j.writtenWAL(), j.walOptions(), stop); err != nil {
+	if err := guard(ctx, tail.over(j.writtenWAL(), j.keeper.size), j.walOptions(), stop); err != nil {
 		return nil, err
 	}
 	sum := j.summary(stop, control, histories)
+	if tail != nil {
+		if err := tail.store(w, sum, int64(j.control.BlockSize)); err != nil {
+			return nil, err
+		}
+	}
 	if sum.Databases, err = j.server.databases(ctx); err != nil {
 		return nil, err
 	}

@@ -42,6 +42,9 @@ type created struct {
 	FindingCount int64   `json:"finding_count"`
 	Findings     []repo.Finding
 	Source       repo.Origin
+	Start        repo.Point
+	Tail         string `json:"wal_tail"`
+	WAL          []repo.WALRange
 	Stop         repo.Point
 }
 

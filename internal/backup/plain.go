@@ -52,11 +52,13 @@ func CreatePlain(ctx context.Context, dir string, o Options) (*PlainResult, erro
 	defer s.close()
 	for try := 1; ; try++ {
 		res, filled, err := plainOnce(ctx, s, dir, o)
-		var unsafe *unsafeError
-		if !errors.As(err, &unsafe) || try == attempts {
+		again, perr := s.again(ctx, err, try, o.Progress.Note)
+		if perr != nil {
+			return nil, perr
+		}
+		if !again {
 			return res, err
 		}
-		o.Progress.Note("%v: copying again", unsafe)
 		for _, d := range filled {
 			if err := emptyDirectory(d); err != nil {
 				return nil, err
@@ -110,6 +112,9 @@ func (p *plain) incomplete(err error) error {
 	var unsafe *unsafeError
 	if errors.As(err, &unsafe) {
 		return unsafe
+	}
+	if errors.Is(err, errPromoted) {
+		return err // it is begun again, unless that has happened too often
 	}
 	code := exit.CodeOf(err)
 	if code == exit.Partial {

@@ -30,6 +30,7 @@ type Result struct {
 	Hashed       time.Time       `json:"hashed"`             // when every block was read last
 	StoredBytes  int64           `json:"stored_bytes"`       // in the repository, by this backup, without WAL
 	WAL          []repo.WALRange `json:"wal"`                // segments that a restore needs at least
+	Tail         string          `json:"wal_tail,omitempty"` // the last segment, where nobody had completed it: the backup holds it up to the stop position
 	FindingCount int64           `json:"finding_count"`      // blocks whose checksum was wrong
 	Findings     []repo.Finding  `json:"findings,omitempty"` // at most 1000 of them
 }
@@ -39,7 +40,7 @@ func NewResult(r *repo.Repository, s *repo.Summary) *Result {
 	res := &Result{Repository: r.Location(), ID: s.ID, Label: s.Label, Type: s.Type, Parent: s.Parent, SystemID: s.SystemID,
 		Server: s.Source.Server, Source: s.Source, Start: s.Start, Stop: s.Stop, Began: s.Began, Took: s.Took().Seconds(), Files: s.Files,
 		ClusterBytes: s.ClusterSize, Blocks: s.Blocks, ZeroBlocks: s.ZeroBlocks, OldBlocks: s.OldBlocks, NewBlocks: s.NewBlocks,
-		StoredBytes: s.StoredSize + s.ManifestSize, WAL: s.WAL, FindingCount: s.FindingCount, Findings: s.Findings, ReadBytes: s.ReadSize, Hashed: s.Hashed}
+		StoredBytes: s.StoredSize + s.ManifestSize, WAL: s.WAL, Tail: s.Tail, FindingCount: s.FindingCount, Findings: s.Findings, ReadBytes: s.ReadSize, Hashed: s.Hashed}
 	if s.Hashed.IsZero() {
 		res.Hashed = s.Began
 	}

@@ -195,7 +195,7 @@ func (s *server) end(ctx context.Context, src blockcopy.Source, start point) (wa
 		return 0, nil, err
 	}
 	if recovery != s.inRecovery {
-		return 0, nil, exit.New(exit.Failed, "run the command again", "the server was promoted while it was copied")
+		return 0, nil, promoted()
 	}
 	control, err := postgres.ReadControl(ctx, src)
 	if err != nil {
@@ -206,13 +206,12 @@ func (s *server) end(ctx context.Context, src blockcopy.Source, start point) (wa
 	}
 	var stop wal.LSN
 	if s.inRecovery {
-		stop = control.MinRecoveryPoint
-		if stop < start.Redo {
-			stop = start.Redo
-		}
 		if control.MinRecoveryPointTLI > start.Timeline {
 			return 0, nil, exit.New(exit.Failed, "run CHECKPOINT on the primary, then the command again",
 				"the standby is on timeline %s, its last restart point still on timeline %s", control.MinRecoveryPointTLI, start.Timeline)
+		}
+		if stop, err = s.replayedStop(ctx, control.MinRecoveryPoint, start.Redo); err != nil {
+			return 0, nil, err
 		}
 	} else if stop, err = s.insertPosition(ctx, control.XLogSegSize, control.XLogBlockSize); err != nil {
 		return 0, nil, err

@@ -3,6 +3,7 @@ package backup
 import (
 	"archive/tar"
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,17 +50,16 @@ func CreateTar(ctx context.Context, dir string, o Options) (*PlainResult, error)
 	}
 	for try := 1; ; try++ {
 		res, err := tarOnce(ctx, s, dir, o)
-		var unsafe *unsafeError
 		if err == nil {
 			return res, nil
 		}
-		if !errors.As(err, &unsafe) || try == attempts {
+		again, perr := s.again(ctx, err, try, o.Progress.Note)
+		if !again || perr != nil {
 			if made {
 				os.Remove(dir) // it is empty again
 			}
-			return nil, err
+			return nil, cmp.Or(perr, err)
 		}
-		o.Progress.Note("%v: copying again", unsafe)
 	}
 }
 

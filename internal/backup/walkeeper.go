@@ -184,8 +184,10 @@ func (k *walKeeper) watch(ctx context.Context, copied <-chan struct{}, current f
 	}
 }
 
-// finish waits until every segment that holds WAL before stop is durable.
-func (k *walKeeper) finish(ctx context.Context, stop wal.LSN, timeout time.Duration) error {
+// finish waits until every segment that holds WAL before stop is durable. Of a
+// standby's last one, where nobody has completed it, it returns what is there:
+// that is not durable yet.
+func (k *walKeeper) finish(ctx context.Context, stop wal.LSN, timeout time.Duration) (*tail, error) {
 	limit := k.size.NumberBefore(stop) + 1
 	begin := time.Now()
 	for {
@@ -193,25 +195,29 @@ func (k *walKeeper) finish(ctx context.Context, stop wal.LSN, timeout time.Durat
 		// archive keeps for ever what it got first.
 		finished, err := k.server.current(ctx)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if fetch := !k.ours || time.Since(begin) > min(archiverGrace, timeout/2); fetch {
 			err = k.upTo(ctx, min(limit, k.size.Number(finished)), true)
-		} else {
+		}
+		if err == nil {
 			err = k.upTo(ctx, limit, false)
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if k.next >= limit {
-			return nil
+			return nil, nil
+		}
+		if k.server.inRecovery && k.next == limit-1 && finished >= stop && k.size.Number(finished) == k.next {
+			return k.openTail(ctx, stop)
 		}
 		if time.Since(begin) >= timeout {
-			return k.missing(ctx, timeout)
+			return nil, k.missing(ctx, timeout)
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil, ctx.Err()
 		case <-time.After(keepInterval):
 		}
 	}
@@ -221,10 +227,7 @@ func (k *walKeeper) missing(ctx context.Context, timeout time.Duration) error {
 	name := wal.SegmentName(k.timeline, k.next, k.size)
 	hint := "see the server's log for archive_command; --timeout waits longer"
 	if k.server.inRecovery {
-		hint = "the primary has to complete this segment: run pg_switch_wal() on it, or set archive_timeout there; --timeout waits longer"
-		if !k.server.receives(ctx) {
-			hint = "the standby receives no WAL: connect it to its primary again, or let restore_command bring this segment; a copy that needs no archive is taken with --plain DIR"
-		}
+		hint = "the standby has removed this segment, or has not replayed it: push it from another server's pg_wal or archive, and run the command again; --timeout waits longer"
 	} else if why := k.server.archiverTrouble(ctx); why != "" {
 		hint = "the server's archiver says: " + why + "\n" + hint
 	}
@@ -241,13 +244,6 @@ func (s *server) archiverTrouble(ctx context.Context) string {
 		return ""
 	}
 	return text
-}
-
-// receives tells whether a standby is connected to its primary.
-func (s *server) receives(ctx context.Context) bool {
-	var n int
-	err := s.conn.QueryRow(ctx, "SELECT count(*) FROM pg_stat_wal_receiver WHERE pid IS NOT NULL").Scan(&n)
-	return err != nil || n > 0
 }
 
 // replayed is how far a standby has come: what is before is complete.

@@ -182,10 +182,11 @@ func (j *job) walSince(ctx context.Context, base *repo.Summary) (wal.Source, err
 	}
 	size := j.control.XLogSegSize
 	last := size.NumberBefore(base.Stop.LSN)
-	return wal.SourceFunc(func(ctx context.Context, n wal.SegmentNumber) (wal.Segment, error) {
+	return continued(base, size, wal.SourceFunc(func(ctx context.Context, n wal.SegmentNumber) (wal.Segment, error) {
 		tli := history.TimelineAt(size.End(n) - 1)
 		stored := archived(j.cluster, tli, size)
-		if j.access == "files" && (n > last || tli != base.Stop.Timeline) {
+		inside := base.Tail != "" && n == last && tli == base.Stop.Timeline
+		if j.access == "files" && (n > last || tli != base.Stop.Timeline || inside) {
 			f, err := os.Open(filepath.Join(j.server.localDir, "pg_wal", wal.SegmentName(tli, n, size)))
 			if err == nil {
 				return f, nil
@@ -199,7 +200,7 @@ func (j *job) walSince(ctx context.Context, base *repo.Summary) (wal.Source, err
 			return live(j.src, tli, size).OpenSegment(ctx, n)
 		}
 		return f, err
-	}), nil
+	})), nil
 }
 
 func (j *job) historyOf(ctx context.Context, tli wal.TimelineID) (*timeline.History, error) {

@@ -1,6 +1,7 @@
 package recovery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,7 +45,7 @@ type Resolution struct {
 	To         wal.LSN     `json:"replay_to"`         // where replay ends; for the latest point the end of the archive's last segment
 	FirstWAL   string      `json:"first_wal"`         // the first file that replay needs
 	LastWAL    string      `json:"last_wal"`          // the last one
-	Segments   int         `json:"wal_segments"`      // how many that are, all archived
+	Segments   int         `json:"wal_segments"`      // how many that are, all archived, or in the backup itself
 	// Branches are other ways that the WAL goes on, and that replay does not take.
 	Branches []Branch `json:"branches,omitempty"`
 }
@@ -208,7 +209,7 @@ func (r *resolver) chooseBackup(ctx context.Context) error {
 // that is only the edge of a gap: what lies behind it would be lost silently.
 func (r *resolver) toEnd(b *repo.Summary) error {
 	first := r.size.Number(b.Start.LSN)
-	last, ok := r.archive.lastFrom(first)
+	last, inside, ok := r.reach(b)
 	need := r.size.NumberBefore(b.Stop.LSN)
 	if !ok || last < need {
 		if !ok {
@@ -216,14 +217,17 @@ func (r *resolver) toEnd(b *repo.Summary) error {
 		}
 		return r.missing(last+1, "backup "+b.ID+" cannot be made consistent")
 	}
-	if next, gap := r.archive.nextAfter(last); gap {
-		return exit.New(exit.Refused, fmt.Sprintf("push the missing segments into the archive, or stop before the gap: --to-lsn %s",
-			r.size.End(last)-1),
-			"the archive lacks %s, and goes on with %s: replay to the latest point would silently end at the gap",
-			r.archive.wanted(last+1), r.archive.wanted(next))
-	}
 	r.backup, r.last = b, last
-	return nil
+	next, gap := r.archive.nextAfter(last)
+	if !gap {
+		return nil
+	}
+	before, lacks := fmt.Sprintf("--to-lsn %s", r.size.End(last)-1), r.archive.wanted(last+1)
+	if inside {
+		before, lacks = "--to immediate", b.Tail
+	}
+	return exit.New(exit.Refused, "push the missing segments into the archive, or stop before the gap: "+before,
+		"the archive lacks %s, and goes on with %s: replay to the latest point would silently end at the gap", lacks, r.archive.wanted(next))
 }
 
 // toRecord resolves a target that names a record: which backup ends before it,
@@ -347,7 +351,7 @@ func (r *resolver) search(ctx context.Context) error {
 // checkRun makes sure that no segment is missing between backup and target.
 func (r *resolver) checkRun() error {
 	first := r.size.Number(r.backup.Start.LSN)
-	last, ok := r.archive.lastFrom(first)
+	last, _, ok := r.reach(r.backup)
 	switch {
 	case !ok:
 		return r.missing(first, "backup "+r.backup.ID+" cannot be made consistent")
@@ -367,12 +371,14 @@ func (r *resolver) unreachable(ctx context.Context) error {
 	oldest := r.candidates[len(r.candidates)-1]
 	newest := r.candidates[0]
 	first := r.size.Number(newest.Start.LSN)
-	last, ok := r.archive.lastFrom(first)
+	last, inside, ok := r.reach(newest)
 	if !ok {
 		return r.missing(first, "backup "+newest.ID+" cannot be made consistent")
 	}
 	reach := "LSN " + r.size.End(last).String()
-	if at, ok, err := r.locator(newest).lastEnd(ctx, first, r.size.End(last)); err == nil && ok {
+	if inside {
+		reach = "LSN " + newest.Stop.LSN.String() + ", where that backup was consistent (--to immediate)"
+	} else if at, ok, err := r.locator(newest).lastEnd(ctx, first, r.size.End(last)); err == nil && ok {
 		reach = settingTime(at) + " (the last transaction)"
 	}
 	if next, gap := r.archive.nextAfter(last); gap {
@@ -390,6 +396,9 @@ func (r *resolver) result() (*Resolution, error) {
 	b := r.backup
 	first := r.size.Number(b.Start.LSN)
 	to := r.size.End(r.last)
+	if _, archived := r.archive.name(r.last); !archived {
+		to = b.Stop.LSN
+	}
 	if r.stop != nil {
 		to = r.stop.End
 	}
@@ -398,7 +407,7 @@ func (r *resolver) result() (*Resolution, error) {
 		Repository: r.cluster.Repository().Location(), SystemID: strconv.FormatUint(r.cluster.SystemID(), 10),
 		Major: b.Major, Backup: b.ID, BackupEnd: b.Finished.UTC(), Target: r.request.Target,
 		Timeline: r.archive.history.Timeline, Stop: r.stop, From: b.Start.LSN, To: to,
-		FirstWAL: name(first), LastWAL: name(r.last), Segments: int(r.last-first) + 1,
+		FirstWAL: cmp.Or(name(first), b.Tail), LastWAL: r.lastName(), Segments: int(r.last-first) + 1,
 		Branches: r.archive.branches(),
 	}, nil
 }

@@ -13,7 +13,7 @@ import (
 
 // A manifest is lines of JSON in the object format, in this order:
 //
-//	files, directories and links   ordered by path, bytewise
+//	files, directories and links   ordered by path, bytewise; a segment in pg_wal is the last
 //	packs                          in a block of their own, from block Summary.PackTable on
 //	the summary                    in the last block
 //
@@ -187,9 +187,9 @@ func (c *Cluster) ManifestName(id string) string { return c.manifestHeader(id).N
 
 // FileReader reads the files of a manifest, in order.
 type FileReader struct {
-	m    *Manifest
-	lr   *lineReader
-	prev string
+	m     *Manifest
+	lr    *lineReader
+	order pathOrder
 }
 
 // Next returns the next file, io.EOF after the last one.
@@ -205,12 +205,11 @@ func (r *FileReader) next() (*File, int64, error) {
 		return nil, 0, err
 	}
 	f, err := parseFile(line, r.m.Packs, r.m.BlockSize)
-	if err == nil && f.Path <= r.prev {
-		err = fmt.Errorf("%s follows %s", f.Path, r.prev)
+	if err == nil && !r.order.next(f.Path) {
+		err = fmt.Errorf("%s follows %s", f.Path, r.order.last)
 	}
 	if err != nil {
 		return nil, 0, &CorruptError{Object: r.m.idx.path, Offset: -1, Part: "file list", Err: err}
 	}
-	r.prev = f.Path
 	return f, at, nil
 }

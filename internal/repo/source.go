@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"sort"
 
 	"tidemark/internal/blockcopy"
@@ -53,8 +54,12 @@ func (c *Cluster) OpenSource(ctx context.Context, id string) (*Source, error) {
 		if err != nil {
 			return nil, err
 		}
-		src.entries = append(src.entries, f.Entry)
-		src.lines = append(src.lines, at)
+		i := len(src.entries)
+		if i > 0 && f.Path < src.entries[i-1].Path { // the tail comes last
+			i = sort.Search(i, func(i int) bool { return src.entries[i].Path >= f.Path })
+		}
+		src.entries = slices.Insert(src.entries, i, f.Entry)
+		src.lines = slices.Insert(src.lines, i, at)
 	}
 }
 

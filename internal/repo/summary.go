@@ -53,7 +53,12 @@ type Summary struct {
 	Tablespaces []Tablespace `json:"tablespaces,omitempty"`
 	Databases   []Database   `json:"databases,omitempty"` // their names, at most MaxDatabases
 	WAL         []WALRange   `json:"wal"`                 // the segments that a restore needs at least
-	History     []string     `json:"history,omitempty"`
+	// Tail is the last segment, where WAL does not list it: the backup holds it
+	// up to Stop, at TailPath, and it is the last of its files.
+	Tail string `json:"wal_tail,omitempty"`
+	// TailHash is the hash of that segment up to Stop.
+	TailHash Hash     `json:"wal_tail_hash,omitzero"`
+	History  []string `json:"history,omitempty"`
 
 	Files       int64 `json:"files"`
 	ClusterSize int64 `json:"cluster_size"` // of all files

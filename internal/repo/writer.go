@@ -55,14 +55,14 @@ type BackupWriter struct {
 	fill   *frame
 
 	// mu guards what follows. It is taken last and held briefly.
-	mu       sync.Mutex
-	table    []Pack
-	tableOf  map[string]int32
-	queue    []*FileWriter // opened and not in the manifest yet, in path order
-	lastPath string
-	line     []byte
-	totals   Totals
-	done     bool // nothing more may be written
+	mu      sync.Mutex
+	table   []Pack
+	tableOf map[string]int32
+	queue   []*FileWriter // opened and not in the manifest yet, in path order
+	order   pathOrder
+	line    []byte
+	totals  Totals
+	done    bool // nothing more may be written
 
 	committed    bool
 	parentFault  error
@@ -298,7 +298,7 @@ func (w *BackupWriter) packNumber(p Pack, left bool) int32 {
 }
 
 // File opens the next entry. Entries come in ascending byte order of their
-// paths; File is called by one goroutine at a time. The entry of a directory
+// paths, a segment at TailPath last; File is called by one goroutine at a time. The entry of a directory
 // or a link is closed at once.
 func (w *BackupWriter) File(e blockcopy.Entry) (*FileWriter, error) {
 	f := &FileWriter{w: w, entry: e}
@@ -312,10 +312,9 @@ func (w *BackupWriter) File(e blockcopy.Entry) (*FileWriter, error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if e.Path <= w.lastPath {
-		return nil, fmt.Errorf("%s comes after %s", e.Path, w.lastPath)
+	if !w.order.next(e.Path) {
+		return nil, fmt.Errorf("%s comes after %s", e.Path, w.order.last)
 	}
-	w.lastPath = e.Path
 	w.queue = append(w.queue, f)
 	return f, nil
 }
