@@ -147,5 +147,5 @@ func (l *labDownCmd) Run(ctx context.Context, e *cli.Env) error {
 	if err := cluster.LabDown(ctx, l.Dir, e.Progress()); err != nil {
 		return err
 	}
-	return e.Render(lab, func(t *cli.Text) { t.Line("%s is gone", l.Dir) })
+	return e.Render(lab, func(t *cli.Text) { t.Line("the lab in %s is gone", l.Dir) })
 }

@@ -320,7 +320,8 @@ func ReadLab(dir string) (*Lab, error) {
 }
 
 // LabDown stops the servers of a lab, each by its process, and removes what
-// LabUp made. Other files in the directory stay, and then the directory too.
+// LabUp made. Other files in the directory stay, and then the directory too,
+// which a note says.
 func LabDown(ctx context.Context, dir string, p progress.Reporter) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -347,7 +348,7 @@ func LabDown(ctx context.Context, dir string, p progress.Reporter) error {
 		}
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		progress.Or(p).Note("%s is kept: %v", dir, errors.Unwrap(err))
+		progress.Or(p).Note("the directory stays, for it holds other files: %v", err)
 	}
 	return nil
 }

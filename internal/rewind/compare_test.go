@@ -48,6 +48,9 @@ func (p *pair) recycleAll() {
 	p.new.WaitSQL("SHOW wal_keep_size", "0")
 	for range 3 {
 		p.new.SwitchWAL()
+		for _, f := range p.followers {
+			f.WaitFor(p.new)
+		}
 		p.new.Exec("CHECKPOINT")
 	}
 }
@@ -173,6 +176,7 @@ func TestCompareStandbySource(t *testing.T) {
 	p.new.Promote()
 	third.Follow(p.new)
 	third.WaitFor(p.new)
+	p.followers = append(p.followers, third)
 	p.write()
 	third.WaitFor(p.new)
 	p.old.Stop()

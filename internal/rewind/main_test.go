@@ -18,8 +18,9 @@ func TestMain(m *testing.M) { pgtest.Main(m, "dbrewind", "dbrecover") }
 
 // pair is an old primary that is stopped and a new one that was promoted.
 type pair struct {
-	t        testing.TB
-	old, new *pgtest.Node
+	t         testing.TB
+	old, new  *pgtest.Node
+	followers []*pgtest.Node // of new: it keeps WAL until they have it
 }
 
 // config keeps servers quick to set up and their WAL at hand.
