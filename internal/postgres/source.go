@@ -167,7 +167,27 @@ const rowBytes = 64 << 10
 // pieceBytes bounds what the server reads at once for anything else.
 const pieceBytes = 1 << 20
 
-const fetching = `SELECT pg_read_binary_file(path, start, length, true) FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS wanted(path, start, length)`
+// windowBytes bounds what the server reads of a file at once for several rows:
+// to open a file, find the place and close it again costs it more than to read
+// the few blocks between two ranges, which gapBytes bounds, and throw them away.
+const (
+	windowBytes = 256 << 10
+	gapBytes    = 32 << 10
+)
+
+// fetching reads windows ($1 to $5: path, start, length, the first and the last
+// of its rows) and cuts rows out of them ($6, $7: where in the window, from 1
+// on, and how long). OFFSET 0 has each window read once.
+const fetching = `
+SELECT substr(content, start, length)
+FROM (
+	SELECT content, unnest(($6::int4[])[first:last]) AS start, unnest(($7::int4[])[first:last]) AS length
+	FROM (
+		SELECT pg_read_binary_file(path, start, length, true) AS content, first, last
+		FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::int4[], $5::int4[]) AS wanted(path, start, length, first, last)
+		OFFSET 0
+	) AS windows
+) AS pieces`
 
 // piece is a row of a fetch.
 type piece struct {
@@ -207,7 +227,7 @@ func (s *ServerSource) Fetch(ctx context.Context, ranges []blockcopy.Range, deli
 	if err != nil {
 		return err
 	}
-	rr := conn.PgConn().ExecParams(ctx, fetching, args, nil, []int16{1, 1, 1}, []int16{1})
+	rr := conn.PgConn().ExecParams(ctx, fetching, args, nil, []int16{1}, []int16{1})
 	n, err := deliverRows(rr, pieces, deliver)
 	if err != nil {
 		// The rest of the answer is not worth reading: drop the session.
@@ -254,25 +274,39 @@ func deliverRows(rr *pgconn.ResultReader, pieces []piece, deliver blockcopy.Deli
 	return n, nil
 }
 
-// fetchArgs encodes what a fetch asks for.
+// fetchArgs encodes what a fetch asks for: the windows, and what is cut out of them.
 func fetchArgs(m *pgtype.Map, pieces []piece) ([][]byte, error) {
-	paths := make([]string, len(pieces))
-	starts := make([]int64, len(pieces))
-	lengths := make([]int64, len(pieces))
+	var (
+		paths           []string
+		starts, lengths []int64
+		firsts, lasts   []int32
+		from, size      = make([]int32, len(pieces)), make([]int32, len(pieces))
+	)
 	for i, p := range pieces {
-		paths[i], starts[i], lengths[i] = p.Path, p.Offset, p.Length
+		w := len(paths) - 1
+		if w < 0 || paths[w] != p.Path || p.Offset < starts[w]+lengths[w] || p.Offset > starts[w]+lengths[w]+gapBytes || p.End()-starts[w] > windowBytes {
+			paths, starts, lengths = append(paths, p.Path), append(starts, p.Offset), append(lengths, 0)
+			firsts, lasts = append(firsts, int32(i)+1), append(lasts, 0)
+			w++
+		}
+		lengths[w], lasts[w] = p.End()-starts[w], int32(i)+1
+		from[i], size[i] = int32(p.Offset-starts[w])+1, int32(p.Length)
 	}
-	return encodeArgs(m, paths, starts, lengths)
+	return encodeArgs(m, paths, starts, lengths, firsts, lasts, from, size)
 }
 
-// encodeArgs encodes the three arrays in binary format.
-func encodeArgs(m *pgtype.Map, paths []string, starts, lengths []int64) ([][]byte, error) {
+// encodeArgs encodes arrays in binary format.
+func encodeArgs(m *pgtype.Map, arrays ...any) ([][]byte, error) {
 	var out [][]byte
-	for _, arg := range []struct {
-		oid   uint32
-		value any
-	}{{pgtype.TextArrayOID, paths}, {pgtype.Int8ArrayOID, starts}, {pgtype.Int8ArrayOID, lengths}} {
-		b, err := m.Encode(arg.oid, pgx.BinaryFormatCode, arg.value, nil)
+	for _, a := range arrays {
+		oid := uint32(pgtype.TextArrayOID)
+		switch a.(type) {
+		case []int64:
+			oid = pgtype.Int8ArrayOID
+		case []int32:
+			oid = pgtype.Int4ArrayOID
+		}
+		b, err := m.Encode(oid, pgx.BinaryFormatCode, a, nil)
 		if err != nil {
 			return nil, err
 		}
