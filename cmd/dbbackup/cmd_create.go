@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"runtime/debug"
 	"time"
@@ -14,7 +15,7 @@ import (
 
 type createCmd struct {
 	cli.DSNFlag
-	cli.RepoFlag
+	cli.ReposFlag
 	cli.JobsFlag
 	PGData  string        `name:"pgdata" short:"D" placeholder:"DIR" type:"path" help:"The server's data directory, if it is on this machine; found by itself otherwise, and read over SQL where it cannot be read here."`
 	Label   string        `placeholder:"TEXT" help:"Words to find the backup by."`
@@ -43,24 +44,76 @@ func (c *createCmd) Run(ctx context.Context, e *cli.Env) error {
 	if c.Tar || len(c.Spaces) > 0 {
 		return exit.New(exit.Usage, "dbrecover restore places the tablespaces of a backup in a repository", "--tar and --tablespace go with --plain DIR")
 	}
-	if err := needRepo(c.Repo); err != nil {
+	if err := needRepos(c.Repos); err != nil {
 		return err
 	}
-	if err := becomeRepoOwner(c.Repo); err != nil {
+	if err := becomeOwner(c.Repos); err != nil {
 		return err
 	}
-	r, err := repo.Open(ctx, c.Repo)
+	return c.into(ctx, e, o)
+}
+
+// into takes the backup into the repositories that can be opened. It is the
+// same backup in each; one that did not get it is an error, and the others
+// keep theirs.
+func (c *createCmd) into(ctx context.Context, e *cli.Env, o backup.Options) error {
+	open, err := inEach(c.Repos, func(location string) (*repo.Repository, error) { return repo.Open(ctx, location) })
+	if len(open) == 0 {
+		return err
+	}
 	if err != nil {
+		e.Note("%v: the others get the backup", err)
+	}
+	taken, failed := backup.CreateIn(ctx, open, o)
+	var with []backup.Taken
+	where, errs := []string{}, []error{}
+	for _, t := range taken {
+		where, errs = append(where, t.Repository.Location()), append(errs, t.Err)
+		if t.Summary != nil {
+			with = append(with, t)
+		}
+	}
+	if failed == nil {
+		failed = notInAll(err, inSome(where, errs, "did not get the backup"), len(with))
+	}
+	if len(with) == 0 {
+		return failed
+	}
+	sum := with[0].Summary
+	if err := e.Render(backup.NewResultIn(with), func(t *cli.Text) { renderTaken(t, with, len(c.Repos) > 1) }); err != nil {
 		return err
 	}
-	sum, err := backup.Create(ctx, r, o)
-	if err != nil {
+	return errors.Join(failed, damaged(sum.FindingCount))
+}
+
+// notInAll is the error of a backup that some repositories did not get: with is
+// how many did.
+func notInAll(unopened, failed error, with int) error {
+	err := errors.Join(unopened, failed)
+	if err == nil || with == 0 {
 		return err
 	}
-	if err := e.Render(backup.NewResult(r, sum), func(t *cli.Text) { renderCreated(t, sum) }); err != nil {
-		return err
+	hint := "the next dbbackup create goes on there with what came; dbbackup copy brings this backup"
+	for _, e := range []error{unopened, failed} {
+		if h := exit.HintOf(e); h != "" {
+			hint = h + "\n" + hint
+		}
 	}
-	return damaged(sum.FindingCount)
+	return exit.Wrap(err, exit.Partial, hint, "the backup is complete in %s only", cli.Plural(with, "repository", "repositories"))
+}
+
+func renderTaken(t *cli.Text, taken []backup.Taken, several bool) {
+	s := taken[0].Summary
+	renderCreated(t, s)
+	if !several {
+		return
+	}
+	t.Blank()
+	tab := cli.NewTable("repository", "type", ">unchanged blocks", ">stored")
+	for _, k := range taken {
+		tab.Row(k.Repository.Location(), k.Summary.Type, cli.Count(k.Summary.OldBlocks), cli.Bytes(k.Summary.StoredSize))
+	}
+	t.Table(tab)
 }
 
 // memoryGoal is what a backup has the collector keep to: the list of a million
@@ -170,6 +223,7 @@ func (createCmd) Examples() string {
 dbbackup create --repo /srv/backup --label "before the upgrade"
 dbbackup create --repo /srv/backup -d service=replica  # from a standby
 dbbackup create --repo /srv/backup --rate 50MB         # gently
+dbbackup create --repo /srv/backup --repo sftp://backup@vault/srv/pg   # one backup in both, the cluster is read once
 dbbackup create --plain /srv/copy -d "port=5433"       # a data directory
 dbbackup create --plain /srv/copy -T /ssd/fast=/srv/fast # with a tablespace
 dbbackup create --plain /srv/tars --tar                  # base.tar and the like`

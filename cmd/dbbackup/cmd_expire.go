@@ -9,7 +9,7 @@ import (
 )
 
 type expireCmd struct {
-	cli.RepoFlag
+	cli.ReposFlag
 	cli.DryRunFlag
 	systemFlag
 	KeepLast    int    `name:"keep-last" placeholder:"N" config:"retention.keep_last" help:"Keep the newest N backups."`
@@ -31,17 +31,13 @@ func (c *expireCmd) Run(ctx context.Context, e *cli.Env) error {
 	if keep.WAL, err = backup.ParseAge(c.KeepWAL); err != nil {
 		return err
 	}
-	r, err := open(ctx, c.Repo, cli.IdentityFlag{})
-	if err != nil {
-		return err
-	}
-	res, err := backup.Expire(ctx, r, backup.ExpireOptions{Keep: keep, SystemID: c.SystemID, DryRun: c.DryRun, Progress: e.Progress()})
-	if res != nil {
-		if err := e.Render(res, func(t *cli.Text) { renderExpire(t, res) }); err != nil {
-			return err
+	return inTurn(e, c.Repos, func(location string) (*backup.ExpireResult, error) {
+		r, err := open(ctx, location, cli.IdentityFlag{})
+		if err != nil {
+			return nil, err
 		}
-	}
-	return err
+		return backup.Expire(ctx, r, backup.ExpireOptions{Keep: keep, SystemID: c.SystemID, DryRun: c.DryRun, Progress: e.Progress()})
+	}, renderExpire)
 }
 
 func renderExpire(t *cli.Text, r *backup.ExpireResult) {

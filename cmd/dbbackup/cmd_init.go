@@ -13,39 +13,43 @@ import (
 )
 
 type initCmd struct {
-	cli.RepoFlag
+	cli.ReposFlag
 	cli.OwnerFlag
 	Recipient []string `name:"recipient" placeholder:"KEY" sep:"none" help:"Encrypt the repository for this public key (age1... or an ssh one); may be repeated."`
 }
 
 // Run makes the repository.
 func (c *initCmd) Run(ctx context.Context, e *cli.Env) error {
-	if err := needRepo(c.Repo); err != nil {
-		return err
-	}
-	if strings.Contains(c.Repo, "://") && !strings.HasPrefix(c.Repo, "file://") {
+	return inTurn(e, c.Repos, func(location string) (*backup.InitResult, error) { return c.init(ctx, location) },
+		func(t *cli.Text, r *backup.InitResult) {
+			switch {
+			case r.Created && r.Encrypted:
+				t.Line("%s is a repository now, encrypted for %s.", r.Repository, cli.Plural(len(c.Recipient), "recipient", "recipients"))
+				t.Line("Who loses every secret key loses every backup: keep one offline, and try it now and then.")
+			case r.Created:
+				t.Line("%s is a repository now.", r.Repository)
+			default:
+				t.Line("%s is a repository already.", r.Repository)
+			}
+		})
+}
+
+// init makes one repository.
+func (c *initCmd) init(ctx context.Context, location string) (*backup.InitResult, error) {
+	if strings.Contains(location, "://") && !strings.HasPrefix(location, "file://") {
 		// Not on this machine: whoever runs this is told apart there.
-	} else if _, err := os.Lstat(strings.TrimPrefix(c.Repo, "file://")); errors.Is(err, fs.ErrNotExist) {
-		if err := cli.BecomeOwner(strings.TrimPrefix(c.Repo, "file://"), c.Owner); err != nil {
-			return err
+	} else if _, err := os.Lstat(strings.TrimPrefix(location, "file://")); errors.Is(err, fs.ErrNotExist) {
+		if err := cli.BecomeOwner(strings.TrimPrefix(location, "file://"), c.Owner); err != nil {
+			return nil, err
 		}
-	} else if err := becomeRepoOwner(c.Repo); err != nil {
-		return err
+	} else if err := becomeRepoOwner(location); err != nil {
+		return nil, err
 	}
-	r, created, err := repo.Init(ctx, c.Repo, c.Recipient...)
+	r, created, err := repo.Init(ctx, location, c.Recipient...)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return e.Render(&backup.InitResult{Repository: r.Location(), ID: r.ID(), Created: created, Encrypted: r.Encrypted()}, func(t *cli.Text) {
-		if created && r.Encrypted() {
-			t.Line("%s is a repository now, encrypted for %s.", r.Location(), cli.Plural(len(c.Recipient), "recipient", "recipients"))
-			t.Line("Who loses every secret key loses every backup: keep one offline, and try it now and then.")
-		} else if created {
-			t.Line("%s is a repository now.", r.Location())
-		} else {
-			t.Line("%s is a repository already.", r.Location())
-		}
-	})
+	return &backup.InitResult{Repository: r.Location(), ID: r.ID(), Created: created, Encrypted: r.Encrypted()}, nil
 }
 
 // Examples are printed with --help.

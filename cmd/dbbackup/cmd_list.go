@@ -10,24 +10,19 @@ import (
 )
 
 type listCmd struct {
-	cli.RepoFlag
+	cli.ReposFlag
 	SystemID uint64 `name:"system-id" placeholder:"ID" help:"Only the cluster with this system identifier."`
 }
 
 // Run lists the repository.
 func (c *listCmd) Run(ctx context.Context, e *cli.Env) error {
-	if err := needRepo(c.Repo); err != nil {
-		return err
-	}
-	r, err := repo.Open(ctx, c.Repo)
-	if err != nil {
-		return err
-	}
-	l, err := backup.List(ctx, r, c.SystemID)
-	if err != nil {
-		return err
-	}
-	return e.Render(l, func(t *cli.Text) { renderListing(t, l) })
+	return inTurn(e, c.Repos, func(location string) (*backup.Listing, error) {
+		r, err := repo.Open(ctx, location)
+		if err != nil {
+			return nil, err
+		}
+		return backup.List(ctx, r, c.SystemID)
+	}, renderListing)
 }
 
 func renderListing(t *cli.Text, l *backup.Listing) {

@@ -11,36 +11,32 @@ import (
 )
 
 type logCmd struct {
-	cli.RepoFlag
+	cli.ReposFlag
 	SystemID uint64 `name:"system-id" placeholder:"ID" help:"The cluster with this system identifier, where the repository holds several."`
 }
 
 // Run shows the archive's WAL.
 func (c *logCmd) Run(ctx context.Context, e *cli.Env) error {
-	if err := needRepo(c.Repo); err != nil {
-		return err
-	}
-	r, err := repo.Open(ctx, c.Repo)
+	return inTurn(e, c.Repos, func(location string) (*backup.WALLog, error) { return c.log(ctx, location) }, renderLog)
+}
+
+// log looks at the archive of one repository.
+func (c *logCmd) log(ctx context.Context, location string) (*backup.WALLog, error) {
+	r, err := repo.Open(ctx, location)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var cluster *repo.Cluster
 	if c.SystemID != 0 {
 		cluster = r.Cluster(c.SystemID)
 	} else if cluster, err = r.OnlyCluster(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	l, err := backup.Log(ctx, cluster)
-	if err != nil {
-		return err
+	if err != nil || l.Costly == 0 {
+		return l, err
 	}
-	if err := e.Render(l, func(t *cli.Text) { renderLog(t, l) }); err != nil {
-		return err
-	}
-	if l.Costly == 0 {
-		return nil
-	}
-	return exit.New(exit.Problem, "take a backup now, so that recovery is possible from here on: dbbackup create --repo "+c.Repo,
+	return l, exit.New(exit.Problem, "take a backup now, so that recovery is possible from here on: dbbackup create --repo "+location,
 		"%s of the WAL archive %s recovery", cli.Plural(l.Costly, "gap", "gaps"), map[bool]string{true: "costs", false: "cost"}[l.Costly == 1])
 }
 

@@ -10,7 +10,7 @@ import (
 )
 
 type pinCmd struct {
-	cli.RepoFlag
+	cli.ReposFlag
 	systemFlag
 	Reason string `placeholder:"TEXT" help:"Why; list and show say it."`
 	Until  string `placeholder:"DATE" help:"Until then only: 2027-12-31, or 90d from now."`
@@ -23,21 +23,31 @@ func (c *pinCmd) Run(ctx context.Context, e *cli.Env) error {
 	if err != nil {
 		return err
 	}
-	cluster, err := openCluster(ctx, c.Repo, c.SystemID)
-	if err != nil {
-		return err
-	}
-	p, err := cluster.Pin(ctx, c.ID, c.Reason, until)
-	if err != nil {
-		return err
-	}
-	return e.Render(&backup.PinResult{Backup: p.ID, Pinned: true, Reason: p.Reason, Until: p.Until}, func(t *cli.Text) {
+	return inTurn(e, c.Repos, func(location string) (*backup.PinResult, error) {
+		cluster, err := openCluster(ctx, location, c.SystemID)
+		if err != nil {
+			return nil, err
+		}
+		p, err := cluster.Pin(ctx, c.ID, c.Reason, until)
+		if err != nil {
+			return nil, err
+		}
+		return &backup.PinResult{Backup: p.ID, Pinned: true, Reason: p.Reason, Until: p.Until, Repository: cluster.Repository().Location()}, nil
+	}, func(t *cli.Text, p *backup.PinResult) {
 		if p.Until != nil {
-			t.Line("Backup %s is kept until %s.", p.ID, cli.Time(*p.Until))
+			t.Line("Backup %s is kept until %s%s.", p.Backup, cli.Time(*p.Until), inWhich(c.Repos, p.Repository))
 			return
 		}
-		t.Line("Backup %s is kept until it is unpinned.", p.ID)
+		t.Line("Backup %s is kept until it is unpinned%s.", p.Backup, inWhich(c.Repos, p.Repository))
 	})
+}
+
+// inWhich names a repository where there are several.
+func inWhich(locations []string, location string) string {
+	if len(locations) < 2 {
+		return ""
+	}
+	return ", in " + location
 }
 
 // Examples are printed with --help.
@@ -47,26 +57,28 @@ dbbackup pin --repo /srv/backup latest --until 2027-12-31`
 }
 
 type unpinCmd struct {
-	cli.RepoFlag
+	cli.ReposFlag
 	systemFlag
 	ID string `arg:"" name:"backup" help:"Identifier of the backup, or latest."`
 }
 
 // Run takes the pin away.
 func (c *unpinCmd) Run(ctx context.Context, e *cli.Env) error {
-	cluster, err := openCluster(ctx, c.Repo, c.SystemID)
-	if err != nil {
-		return err
-	}
-	was, id, err := cluster.Unpin(ctx, c.ID)
-	if err != nil {
-		return err
-	}
-	return e.Render(&backup.PinResult{Backup: id, Was: was}, func(t *cli.Text) {
-		if was {
-			t.Line("Backup %s is kept by the policy's rules only.", id)
+	return inTurn(e, c.Repos, func(location string) (*backup.PinResult, error) {
+		cluster, err := openCluster(ctx, location, c.SystemID)
+		if err != nil {
+			return nil, err
+		}
+		was, id, err := cluster.Unpin(ctx, c.ID)
+		if err != nil {
+			return nil, err
+		}
+		return &backup.PinResult{Backup: id, Was: was, Repository: cluster.Repository().Location()}, nil
+	}, func(t *cli.Text, p *backup.PinResult) {
+		if p.Was {
+			t.Line("Backup %s is kept by the policy's rules only%s.", p.Backup, inWhich(c.Repos, p.Repository))
 		} else {
-			t.Line("Backup %s was not pinned.", id)
+			t.Line("Backup %s was not pinned%s.", p.Backup, inWhich(c.Repos, p.Repository))
 		}
 	})
 }
@@ -77,18 +89,22 @@ func (unpinCmd) Examples() string {
 }
 
 type deleteCmd struct {
-	cli.RepoFlag
+	cli.ReposFlag
 	systemFlag
 	IDs []string `arg:"" name:"backup" help:"Identifiers of the backups."`
 }
 
 // Run removes the backups.
 func (c *deleteCmd) Run(ctx context.Context, e *cli.Env) error {
-	cluster, err := openCluster(ctx, c.Repo, c.SystemID)
+	location, err := oneOnly(c.Repos, "delete")
 	if err != nil {
 		return err
 	}
-	if err := e.Confirm("Remove %s from %s for ever?", strings.Join(c.IDs, ", "), c.Repo); err != nil {
+	cluster, err := openCluster(ctx, location, c.SystemID)
+	if err != nil {
+		return err
+	}
+	if err := e.Confirm("Remove %s from %s for ever?", strings.Join(c.IDs, ", "), location); err != nil {
 		return err
 	}
 	res, err := backup.Delete(ctx, cluster, c.IDs)

@@ -8,26 +8,29 @@ import (
 )
 
 type showCmd struct {
-	cli.RepoFlag
+	cli.ReposFlag
 	systemFlag
 	ID string `arg:"" name:"backup" default:"latest" help:"Identifier of the backup; the newest by default."`
 }
 
 // Run describes the backup.
 func (c *showCmd) Run(ctx context.Context, e *cli.Env) error {
-	r, err := openToRead(ctx, c.Repo, cli.IdentityFlag{})
-	if err != nil {
-		return err
-	}
-	cluster, err := clusterOf(ctx, r, c.SystemID)
-	if err != nil {
-		return err
-	}
-	s, err := backup.Show(ctx, cluster, c.ID)
-	if err != nil {
-		return err
-	}
-	return e.Render(s, func(t *cli.Text) { renderShow(t, s) })
+	return inTurn(e, c.Repos, func(location string) (*backup.ShowResult, error) {
+		r, err := openToRead(ctx, location, cli.IdentityFlag{})
+		if err != nil {
+			return nil, err
+		}
+		cluster, err := clusterOf(ctx, r, c.SystemID)
+		if err != nil {
+			return nil, err
+		}
+		return backup.Show(ctx, cluster, c.ID)
+	}, func(t *cli.Text, s *backup.ShowResult) {
+		if len(c.Repos) > 1 {
+			t.Line("In %s:", s.Repository)
+		}
+		renderShow(t, s)
+	})
 }
 
 func renderShow(t *cli.Text, s *backup.ShowResult) {

@@ -11,7 +11,7 @@ import (
 )
 
 type verifyCmd struct {
-	cli.RepoFlag
+	cli.ReposFlag
 	cli.IdentityFlag
 	cli.JobsFlag
 	systemFlag
@@ -25,30 +25,29 @@ func (c *verifyCmd) Run(ctx context.Context, e *cli.Env) error {
 	if c.Sample < 0 || c.Sample > 100 {
 		return exit.New(exit.Usage, "say --sample 5", "--sample is a percentage, not %g", c.Sample)
 	}
-	r, err := openToRead(ctx, c.Repo, c.IdentityFlag)
+	return inTurn(e, c.Repos, func(location string) (*backup.VerifyResult, error) { return c.verify(ctx, e, location) }, renderVerify)
+}
+
+// verify verifies one repository.
+func (c *verifyCmd) verify(ctx context.Context, e *cli.Env, location string) (*backup.VerifyResult, error) {
+	r, err := openToRead(ctx, location, c.IdentityFlag)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	system := c.SystemID
 	if system == 0 && len(c.IDs) > 0 {
 		cluster, err := r.OnlyCluster(ctx)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		system = cluster.SystemID()
 	}
 	v, err := backup.Verify(ctx, r, backup.VerifyOptions{SystemID: system, Backups: c.IDs, Deep: c.Deep || c.Sample > 0, Sample: c.Sample,
 		Jobs: c.Jobs, Progress: e.Progress()})
-	if err != nil {
-		return err
+	if err != nil || v.Sound {
+		return v, err
 	}
-	if err := e.Render(v, func(t *cli.Text) { renderVerify(t, v) }); err != nil {
-		return err
-	}
-	if v.Sound {
-		return nil
-	}
-	return exit.New(exit.Problem, "a damaged object can be brought back from a copy of the repository under the same name; what a new backup stores again does not need it: dbbackup create --full",
+	return v, exit.New(exit.Problem, "a damaged object can be brought back from a copy of the repository under the same name; what a new backup stores again does not need it: dbbackup create --full",
 		"the repository is damaged")
 }
 

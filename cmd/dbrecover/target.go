@@ -93,14 +93,18 @@ func unlock(ctx context.Context, r *repo.Repository, identity string) error {
 }
 
 // openFirst opens the first of several repositories that can be opened and
-// holds the cluster; others are the rest, which can still serve WAL.
-func openFirst(ctx context.Context, e *cli.Env, locations []string, identity string, system uint64) (c *repo.Cluster, others []string, err error) {
+// holds the backup, or one of the cluster where none is named; others are the
+// rest, which can still serve WAL.
+func openFirst(ctx context.Context, e *cli.Env, locations []string, identity string, system uint64, backup string) (c *repo.Cluster, others []string, err error) {
 	if len(locations) == 0 {
 		locations = []string{""}
 	}
 	var errs []error
 	for i, location := range locations {
 		c, err := openCluster(ctx, location, identity, system)
+		if err == nil && len(locations) > 1 {
+			_, err = c.Summary(ctx, backup)
+		}
 		if err == nil {
 			return c, append(append(others, locations[:i]...), locations[i+1:]...), nil
 		}
@@ -120,7 +124,7 @@ func (f *targetFlags) options(ctx context.Context, e *cli.Env, repos []string, i
 	if err != nil {
 		return o, err
 	}
-	cluster, others, err := openFirst(ctx, e, repos, identity, f.System)
+	cluster, others, err := openFirst(ctx, e, repos, identity, f.System, f.Backup)
 	if err != nil {
 		return o, err
 	}

@@ -73,22 +73,42 @@ func (o Options) withDefaults() Options {
 // Create takes a backup into a repository. Blocks that the newest backup has
 // at the same place are referenced.
 func Create(ctx context.Context, r *repo.Repository, o Options) (*repo.Summary, error) {
+	taken, err := CreateIn(ctx, []*repo.Repository{r}, o)
+	if err != nil {
+		return nil, err
+	}
+	return taken[0].Summary, taken[0].Err
+}
+
+// CreateIn takes one backup into several repositories: it reads the cluster
+// once. It says of each what became of it there; the error is what ended it for
+// all of them.
+func CreateIn(ctx context.Context, rs []*repo.Repository, o Options) ([]Taken, error) {
 	o = o.withDefaults()
 	s, err := connect(ctx, o.ConnInfo, o.Log)
 	if err != nil {
 		return nil, err
 	}
 	defer s.close()
-	c := r.Cluster(s.systemID)
-	if _, err := r.Sweep(ctx); err != nil { // what dead processes left unfinished
-		return nil, err
+	var lost []Taken
+	var clusters []*repo.Cluster
+	var names []string
+	for _, r := range rs {
+		if _, err := r.Sweep(ctx); err != nil { // what dead processes left unfinished
+			lost = append(lost, Taken{Repository: r, Err: err})
+			continue
+		}
+		clusters, names = append(clusters, r.Cluster(s.systemID)), append(names, "--repo "+r.Location())
+	}
+	if len(clusters) == 0 {
+		return lost, ctx.Err()
 	}
 	if !s.inRecovery && !strings.Contains(s.archiveTo, "dbbackup") {
-		o.Progress.Note("the server does not archive into the repository: this backup restores to its own end, and no further (archive_command = 'dbbackup push --repo %s %%p')",
-			r.Location())
+		o.Progress.Note("the server does not archive into the repository: this backup restores to its own end, and no further (archive_command = 'dbbackup push %s %%p')",
+			strings.Join(names, " "))
 	}
 	for try := 1; ; try++ {
-		sum, err := createOnce(ctx, s, c, o)
+		taken, err := createOnce(ctx, s, clusters, o)
 		again, perr := s.again(ctx, err, try, o.Progress.Note)
 		if perr != nil {
 			return nil, perr
@@ -98,7 +118,7 @@ func Create(ctx context.Context, r *repo.Repository, o Options) (*repo.Summary, 
 			err = exit.Wrap(err, exit.Failed, "take the backup when nothing creates databases or tablespaces", "%d copies were spoiled", attempts)
 		}
 		if !again {
-			return sum, err
+			return append(taken, lost...), err
 		}
 	}
 }
@@ -128,38 +148,29 @@ type job struct {
 	keeper  *walKeeper
 	began   time.Time
 	hashed  time.Time // when every block was read last; zero: by this job
+	scanned *[]scanned
 }
 
-func createOnce(ctx context.Context, s *server, c *repo.Cluster, o Options) (*repo.Summary, error) {
-	j := &job{Options: o, server: s, cluster: c, began: time.Now().UTC()}
+func createOnce(ctx context.Context, s *server, clusters []*repo.Cluster, o Options) ([]Taken, error) {
+	j := &job{Options: o, server: s, cluster: clusters[0], began: time.Now().UTC()}
 	if err := j.begin(ctx); err != nil {
 		return nil, err
 	}
 	defer j.src.Close()
-	parent, err := j.parent(ctx)
-	if err != nil {
-		return nil, err
+	ds := j.newDestinations(clusters)
+	return ds.taken(j.into(ctx, ds))
+}
+
+// into copies the cluster into every destination.
+func (j *job) into(ctx context.Context, ds destinations) error {
+	if err := ds.open(ctx); err != nil {
+		return err
 	}
-	if err := j.skipUnchanged(ctx, parent); err != nil {
-		return nil, err
+	j.files = ds.toRead()
+	if err := j.copy(ctx, ds); err != nil {
+		return err
 	}
-	w, err := c.NewBackup(ctx, repo.WriterOptions{Tool: o.Tool, BlockSize: j.control.BlockSize, Parent: parent})
-	if err != nil {
-		return nil, err
-	}
-	resumed := w.Resumes()
-	if len(resumed) > 0 {
-		j.Progress.Note("going on where the interrupted backup %s had come to", strings.Join(resumed, ", "))
-	}
-	sum, err := j.fill(ctx, w)
-	if err == nil {
-		err = w.Commit(sum)
-	}
-	if err != nil {
-		return nil, errors.Join(err, setAside(w, err))
-	}
-	j.tidy(ctx, resumed)
-	return sum, nil
+	return j.conclude(ctx, ds)
 }
 
 // setAside ends a backup that failed. What is durable is kept for the same
@@ -206,13 +217,20 @@ func (j *job) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	j.pages = newPageChecker(j.src, j.start.Redo, j.control, j.Log)
-	size := j.control.XLogSegSize
-	j.keeper = &walKeeper{cluster: j.cluster, src: j.src, server: j.server, log: j.Log,
-		timeline: j.start.Timeline, size: size, next: size.Number(j.start.Redo)}
-	if j.cluster != nil {
-		j.keeper.ours = pushesTo(j.server.archiveTo, j.cluster.Repository().Location())
-	}
+	j.keeper = j.newKeeper(j.cluster)
 	return nil
+}
+
+// newKeeper makes the keeper of the WAL in one repository; c is nil where the
+// backup goes into a directory.
+func (j *job) newKeeper(c *repo.Cluster) *walKeeper {
+	size := j.control.XLogSegSize
+	k := &walKeeper{cluster: c, src: j.src, server: j.server, log: j.Log,
+		timeline: j.start.Timeline, size: size, next: size.Number(j.start.Redo)}
+	if c != nil {
+		k.ours = pushesTo(j.server.archiveTo, c.Repository().Location())
+	}
+	return k
 }
 
 // parent is the backup to compare with: the newest complete one.
@@ -240,52 +258,6 @@ func (j *job) parent(ctx context.Context) (string, error) {
 	return newest, nil
 }
 
-// fill copies the cluster into the backup and returns its summary.
-func (j *job) fill(ctx context.Context, w *repo.BackupWriter) (*repo.Summary, error) {
-	if err := j.copy(ctx, w); err != nil {
-		return nil, err
-	}
-	if fault := w.ParentFault(); fault != nil {
-		j.Progress.Note("blocks are stored again, for the previous backup cannot be compared with: %v", fault)
-	}
-	j.Progress.Phase("making the backup durable", 0, progress.Items)
-	if err := w.Flush(); err != nil {
-		return nil, err
-	}
-	stop, control, err := j.server.end(ctx, j.src, j.start)
-	if err != nil {
-		return nil, err
-	}
-	findings, count := j.pages.findings(stop)
-	if count > 0 {
-		nameRelations(ctx, j.server, findings)
-	}
-	j.Progress.Phase("waiting for the WAL", 0, progress.Items)
-	tail, err := j.keeper.finish(ctx, stop, j.Timeout)
-	if err != nil {
-		return nil, err
-	}
-	histories, err := j.keeper.histories(ctx)
-	if err != nil {
-		return nil, err
-	}
-	j.Progress.Phase("checking the WAL", 0, progress.Items)
-	if err := guard(ctx, tail.over(j.writtenWAL(), j.keeper.size), j.walOptions(), stop); err != nil {
-		return nil, err
-	}
-	sum := j.summary(stop, control, histories)
-	if tail != nil {
-		if err := tail.store(w, sum, int64(j.control.BlockSize)); err != nil {
-			return nil, err
-		}
-	}
-	if sum.Databases, err = j.server.databases(ctx); err != nil {
-		return nil, err
-	}
-	sum.Findings, sum.FindingCount = findings, count
-	return sum, nil
-}
-
 // writtenWAL is where the WAL of the backup is read once it is durable: in the
 // archive, or on the server where the archive cannot be read here.
 func (j *job) writtenWAL() wal.Source {
@@ -306,7 +278,7 @@ func (j *job) label() *volume.BackupLabel {
 		StartTime: volume.LabelTime(j.began), Label: j.Label}
 }
 
-func (j *job) summary(stop wal.LSN, control *volume.Control, histories []string) *repo.Summary {
+func (j *job) summarize(stop wal.LSN, control *volume.Control, histories []string) *repo.Summary {
 	size := j.keeper.size
 	host, err := os.Hostname()
 	if err != nil {
@@ -333,11 +305,17 @@ func (j *job) summary(stop wal.LSN, control *volume.Control, histories []string)
 	}
 }
 
-// copy reads every file, with the WAL keeper beside it.
-func (j *job) copy(ctx context.Context, w *repo.BackupWriter) error {
+// copy reads every file once, with the WAL keepers beside it.
+func (j *job) copy(ctx context.Context, ds destinations) error {
 	j.Progress.Phase("copying", j.files.bytes, progress.Bytes)
-	p := newPacking(j, w)
-	return j.beside(ctx, func(ctx context.Context) error {
+	p := newPacking(j, ds)
+	g, ctx := errgroup.WithContext(ctx)
+	copied := make(chan struct{})
+	// The keepers are asked to end, not cancelled: cancelling a query closes
+	// the session, and the slot goes with it.
+	g.Go(func() error { return ds.watch(ctx, copied, j.server.current) })
+	g.Go(func() error {
+		defer close(copied)
 		src := throttle(j.src, j.Rate)
 		for ranges := range j.files.ranges() {
 			err := blockcopy.Fetch(ctx, src, ranges, blockcopy.FetchOptions{Jobs: j.Jobs, TaskDone: p.taskDone},
@@ -348,27 +326,14 @@ func (j *job) copy(ctx context.Context, w *repo.BackupWriter) error {
 		}
 		return p.openUpTo(len(j.files.entries))
 	})
-}
-
-// beside runs do while the WAL keeper watches. The keeper is asked to end, not
-// cancelled: cancelling a query closes the session, and the slot goes with it.
-func (j *job) beside(ctx context.Context, do func(context.Context) error) error {
-	g, ctx := errgroup.WithContext(ctx)
-	copied := make(chan struct{})
-	if j.cluster != nil {
-		g.Go(func() error { return j.keeper.watch(ctx, copied, j.server.current) })
-	}
-	g.Go(func() error {
-		defer close(copied)
-		return do(ctx)
-	})
 	return g.Wait()
 }
 
-// packing turns what the fetch stage delivers into the files of a backup.
+// packing turns what the fetch stage delivers into the files of a backup, in
+// every destination.
 type packing struct {
-	j *job
-	w *repo.BackupWriter
+	j  *job
+	to destinations
 
 	mu     sync.Mutex
 	opened int
@@ -377,7 +342,7 @@ type packing struct {
 
 // openFile is a file of which not everything was delivered yet.
 type openFile struct {
-	w       *repo.FileWriter
+	w       sinks
 	rel     bool // a relation: whole blocks
 	pending int64
 	size    int64 // the end of what was delivered
@@ -385,8 +350,8 @@ type openFile struct {
 	gone    bool
 }
 
-func newPacking(j *job, w *repo.BackupWriter) *packing {
-	return &packing{j: j, w: w, open: map[int]*openFile{}}
+func newPacking(j *job, to destinations) *packing {
+	return &packing{j: j, to: to, open: map[int]*openFile{}}
 }
 
 // openUpTo opens the entries before n that are not open yet, in order.
@@ -395,19 +360,19 @@ func (p *packing) openUpTo(n int) error {
 	defer p.mu.Unlock()
 	for ; p.opened < n; p.opened++ {
 		e := p.j.files.entry(p.opened)
-		f, err := p.w.File(e)
+		f, err := p.openSinks(e)
 		if err != nil {
 			return err
 		}
 		if e.Type == blockcopy.File && e.Size == 0 {
-			if err := f.Close(0, false); err != nil {
+			if err := p.eachSink(f, func(f *repo.FileWriter) error { return f.Close(0, false) }); err != nil {
 				return err
 			}
 		}
 		if e.Type != blockcopy.File || e.Size == 0 {
 			continue
 		}
-		end, done, err := p.j.files.takeOver(p.opened, f, int64(p.j.control.BlockSize))
+		end, done, err := p.takeOver(p.opened, f)
 		if err != nil {
 			return err
 		}
@@ -458,7 +423,7 @@ func (p *packing) deliver(ctx context.Context, piece blockcopy.Range, data []byt
 		data = append(slices.Clone(data), make([]byte, bs-odd)...)
 		end += bs - odd
 	}
-	if err := f.w.Write(piece.Offset/bs, data); err != nil {
+	if err := p.eachSink(f.w, func(w *repo.FileWriter) error { return w.Write(piece.Offset/bs, data) }); err != nil {
 		return err
 	}
 	p.mu.Lock()
@@ -489,7 +454,7 @@ func (p *packing) taskDone(_ context.Context, t blockcopy.Task) error {
 		if f.cut >= 0 {
 			size = f.cut
 		}
-		if err := f.w.Close(size, f.gone); err != nil {
+		if err := p.eachSink(f.w, func(w *repo.FileWriter) error { return w.Close(size, f.gone) }); err != nil {
 			return err
 		}
 	}

@@ -17,6 +17,8 @@ type PinResult struct {
 	Was    bool       `json:"was"`              // it was before
 	Reason string     `json:"reason,omitempty"` // the operator's words
 	Until  *time.Time `json:"until,omitempty"`  // after that the pin counts no more
+
+	Repository string `json:"repository"` // where it is
 }
 
 // DeleteResult is what a deletion removed.

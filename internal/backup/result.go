@@ -33,6 +33,30 @@ type Result struct {
 	Tail         string          `json:"wal_tail,omitempty"` // the last segment, where nobody had completed it: the backup holds it up to the stop position
 	FindingCount int64           `json:"finding_count"`      // blocks whose checksum was wrong
 	Findings     []repo.Finding  `json:"findings,omitempty"` // at most 1000 of them
+
+	Others []ResultCopy `json:"others,omitempty"` // the same backup in the other repositories, where create was given several
+}
+
+// ResultCopy is what a further repository has of the backup.
+type ResultCopy struct {
+	Repository  string          `json:"repository"`       // where it is
+	ID          string          `json:"id"`               // identifier of the backup, the same in all of them
+	Type        repo.BackupType `json:"type"`             // full or incremental, as compared with what is there
+	Parent      string          `json:"parent,omitempty"` // the backup it was compared with
+	OldBlocks   int64           `json:"old_blocks"`       // in an earlier backup there
+	NewBlocks   int64           `json:"new_blocks"`       // stored by this one
+	StoredBytes int64           `json:"stored_bytes"`     // in the repository, by this backup, without WAL
+}
+
+// NewResultIn describes a backup that is in several repositories.
+func NewResultIn(taken []Taken) *Result {
+	res := NewResult(taken[0].Repository, taken[0].Summary)
+	for _, t := range taken[1:] {
+		s := t.Summary
+		res.Others = append(res.Others, ResultCopy{Repository: t.Repository.Location(), ID: s.ID, Type: s.Type, Parent: s.Parent,
+			OldBlocks: s.OldBlocks, NewBlocks: s.NewBlocks, StoredBytes: s.StoredSize + s.ManifestSize})
+	}
+	return res
 }
 
 // NewResult describes a backup.

@@ -32,7 +32,8 @@ type walKeeper struct {
 	next     wal.SegmentNumber // the first that is not known to be durable
 	// ours says that the server archives into this repository, so that the
 	// keeper gives it a moment before it fetches by itself.
-	ours bool
+	ours   bool
+	behind time.Time // since when segments wait for the archiver
 }
 
 // pushesTo reports whether an archive_command is dbbackup push to this
@@ -146,9 +147,20 @@ func (f *serverFile) Close() error { return nil }
 // watch runs while files are copied: it keeps the archive up with the server,
 // so that WAL does not pile up on the server's disk. It ends when copied is closed.
 func (k *walKeeper) watch(ctx context.Context, copied <-chan struct{}, current func(context.Context) (wal.LSN, error)) error {
+	return eachSecond(ctx, copied, current, func(lsn wal.LSN) error {
+		moved, err := k.catchUp(ctx, lsn)
+		if err == nil && moved && k.cluster.Repository().Unlocked() { // otherwise it is read on the server once more, at the end
+			k.server.advance(ctx, k.size.Start(k.next))
+		}
+		return err
+	})
+}
+
+// eachSecond asks for the server's position and calls do with it, until copied
+// is closed.
+func eachSecond(ctx context.Context, copied <-chan struct{}, current func(context.Context) (wal.LSN, error), do func(wal.LSN) error) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	behind := time.Time{}
 	for {
 		select {
 		case <-copied:
@@ -158,30 +170,30 @@ func (k *walKeeper) watch(ctx context.Context, copied <-chan struct{}, current f
 		case <-tick.C:
 		}
 		lsn, err := current(ctx)
+		if err == nil {
+			err = do(lsn)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
 		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
 			return err
-		}
-		limit := k.size.Number(lsn)
-		if k.next >= limit {
-			behind = time.Time{}
-			continue
-		}
-		if behind.IsZero() {
-			behind = time.Now()
-		}
-		if err := k.upTo(ctx, limit, !k.ours || time.Since(behind) > archiverGrace); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return err
-		}
-		if k.cluster.Repository().Unlocked() { // otherwise it is read on the server once more, at the end
-			k.server.advance(ctx, k.size.Start(k.next))
 		}
 	}
+}
+
+// catchUp makes the segments before a position durable, as far as there are any
+// that are not. The archiver gets a moment to bring them.
+func (k *walKeeper) catchUp(ctx context.Context, lsn wal.LSN) (moved bool, err error) {
+	limit := k.size.Number(lsn)
+	if k.next >= limit {
+		k.behind = time.Time{}
+		return false, nil
+	}
+	if k.behind.IsZero() {
+		k.behind = time.Now()
+	}
+	return true, k.upTo(ctx, limit, !k.ours || time.Since(k.behind) > archiverGrace)
 }
 
 // finish waits until every segment that holds WAL before stop is durable. Of a

@@ -112,6 +112,11 @@ func (j *job) comparable(base *repo.Summary) error {
 
 // changed reads the WAL from the start of the base to the start of this backup.
 func (j *job) changed(ctx context.Context, base *repo.Summary) (*wal.Map, error) {
+	for _, s := range *j.scanned {
+		if s.base.SameAs(base) {
+			return s.m, nil
+		}
+	}
 	src, err := j.walSince(ctx, base)
 	if err != nil {
 		return nil, err
@@ -132,6 +137,7 @@ func (j *job) changed(ctx context.Context, base *repo.Summary) (*wal.Map, error)
 	case end != nil:
 		return nil, unprovenf("the WAL since backup %s is not whole: %v", base.ID, end)
 	}
+	*j.scanned = append(*j.scanned, scanned{base, m})
 	return m, nil
 }
 

@@ -219,8 +219,16 @@ func (c *Cluster) beginning(ctx context.Context, prefix string, none error) (*Su
 		"%d backups in %s begin with %s", len(ids), c.repo.Location(), prefix)
 }
 
+// ErrNoBackup is returned when a repository lacks the backup that was named.
+var ErrNoBackup = errors.New("no such backup")
+
+type lackingError struct{ error }
+
+func (lackingError) Is(target error) bool { return target == ErrNoBackup }
+func (e lackingError) Unwrap() error      { return e.error }
+
 func noBackup(c *Cluster, id string, err error) error {
-	return exit.Wrap(err, exit.Failed, "dbbackup list --repo "+c.repo.Location()+" shows what there is",
+	return exit.Wrap(lackingError{err}, exit.Failed, "dbbackup list --repo "+c.repo.Location()+" shows what there is",
 		"no backup %s of cluster %d in %s", id, c.systemID, c.repo.Location())
 }
 
