@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -77,13 +75,6 @@ type NotSaved struct {
 	Rows     int64  `json:"rows,omitempty"` // how many, where it is known
 }
 
-// The names in the directory of a rescue.
-const (
-	rescueSummary = "rescue.json"
-	rescueLoader  = "load.sql"
-	rescueMarker  = "rescue.incomplete" // until everything is there
-)
-
 // Rescue saves the rows that a rewind of the target would discard into out,
 // which it makes. The target is read only. An interrupted rescue is begun anew
 // by the same call. The result is complete, except for what NotSaved lists.
@@ -109,13 +100,10 @@ func Rescue(ctx context.Context, o Options, out string) (*RescueResult, error) {
 	}
 	res := &RescueResult{Divergence: *d, Dir: out, Tables: []RescuedTable{}}
 	if d.Diverged {
-		err = j.rescue(ctx, res)
+		return res, j.rescue(ctx, res, start)
 	}
 	res.Warnings, res.Seconds = j.warnings, time.Since(start).Seconds()
-	if err != nil || !d.Diverged {
-		return res, err
-	}
-	return res, res.write()
+	return res, nil
 }
 
 // divergenceToRescue finds the fork. What an unfinished rewind has overwritten
@@ -148,7 +136,7 @@ func (j *job) divergenceToRescue(ctx context.Context) (*Divergence, error) {
 }
 
 // rescue saves the rows of a target that diverged.
-func (j *job) rescue(ctx context.Context, res *RescueResult) error {
+func (j *job) rescue(ctx context.Context, res *RescueResult, start time.Time) error {
 	end := res.Target.End
 	w, err := j.lostWork(ctx, &res.Divergence, end)
 	if err != nil {
@@ -160,39 +148,19 @@ func (j *job) rescue(ctx context.Context, res *RescueResult) error {
 	if r.rows, err = j.trackRows(ctx, w, n, res.Fork.LSN, end); err != nil {
 		return err
 	}
-	if err := makeOut(res.Dir); err != nil {
+	dir, err := openRescueDir(res.Dir)
+	if err != nil {
 		return err
 	}
-	if err := r.checkSpace(); err != nil {
-		return errors.Join(err, os.RemoveAll(res.Dir))
+	if err := r.checkSpace(end); err != nil {
+		return errors.Join(err, dir.clear())
 	}
 	if err := r.run(ctx, end); err != nil {
-		return err
+		return dir.failed(err)
 	}
 	r.listLosses()
-	return nil
-}
-
-// makeOut makes the directory, or empties the one of an interrupted rescue.
-func makeOut(dir string) error {
-	marker := filepath.Join(dir, rescueMarker)
-	if socket, err := os.ReadFile(marker); err == nil {
-		if filepath.Dir(string(socket)) == filepath.Clean(os.TempDir()) && strings.HasPrefix(filepath.Base(string(socket)), scratchSocket) {
-			err = os.RemoveAll(string(socket)) // of a server that died with the rescue
-		}
-		if err := errors.Join(err, os.RemoveAll(dir)); err != nil {
-			return err
-		}
-	}
-	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
-		return exit.New(exit.Refused, "name a directory that does not exist or is empty", "%s is not empty", dir)
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	return volume.WriteFile(volume.OS, marker, nil, 0o600)
+	res.Warnings, res.Seconds = j.warnings, time.Since(start).Seconds()
+	return dir.failed(res.write())
 }
 
 // write makes everything durable; with the summary written and the marker gone

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -59,36 +60,10 @@ func (r *rescuer) databases() []uint32 {
 }
 
 // checkSpace refuses where what is to be copied does not fit. The rows take
-// about as much again as the blocks that they lie in.
-func (r *rescuer) checkSpace() error {
-	s := &scratch{job: r.job}
-	blockSize := int64(r.job.tc.BlockSize)
-	need := int64(0)
-	for _, db := range r.databases() {
-		if r.names.target == nil {
-			break
-		}
-		for _, f := range r.names.target.SystemFiles(db) {
-			if rel := r.names.of(f); rel == nil || rel.OID != catalog.LargeObjects {
-				need += int64(s.length(f)) * blockSize
-			}
-		}
-	}
-	for f, rows := range r.rows {
-		n := int64(0)
-		for range blocksOf(rows) {
-			n++
-		}
-		if r.made[f] {
-			n = int64(s.length(f))
-		}
-		need += 2 * n * blockSize
-		if rel := r.names.of(f); rel != nil && rel.Toast != 0 {
-			if toast := r.names.now(f.Database, rel.Toast); toast != nil {
-				need += int64(s.length(toast.File)) * blockSize
-			}
-		}
-	}
+// about as much again as the blocks that they lie in; rows that were compressed
+// take more.
+func (r *rescuer) checkSpace(end wal.LSN) error {
+	need := r.catalogBytes() + r.walBytes(end) + r.rowBytes()
 	look := freeSpace
 	if r.job.free != nil {
 		look = r.job.free
@@ -104,12 +79,65 @@ func (r *rescuer) checkSpace() error {
 	return nil
 }
 
+// catalogBytes is how much the scratch server needs of the target, whatever
+// rows there are.
+func (r *rescuer) catalogBytes() (need int64) {
+	for _, dir := range sharedDirs {
+		entries, _ := os.ReadDir(filepath.Join(r.job.Target, dir)) // what cannot be read fails when it is copied
+		for _, e := range entries {
+			if fi, err := e.Info(); err == nil && fi.Mode().IsRegular() {
+				need += fi.Size()
+			}
+		}
+	}
+	if r.names.target == nil {
+		return need
+	}
+	s := &scratch{job: r.job}
+	for _, db := range r.databases() {
+		for _, f := range r.names.target.SystemFiles(db) {
+			if rel := r.names.of(f); rel == nil || rel.OID != catalog.LargeObjects {
+				need += int64(s.length(f)) * int64(r.job.tc.BlockSize)
+			}
+		}
+	}
+	return need
+}
+
+// walBytes is how much WAL is copied, and one segment that the server begins.
+func (r *rescuer) walBytes(end wal.LSN) int64 {
+	size := r.job.tc.XLogSegSize
+	return int64(size.NumberBefore(end)-size.Number(r.job.tc.CheckPointCopy.Redo)+2) * int64(size)
+}
+
+// rowBytes is how much the blocks with rows take, and the rows.
+func (r *rescuer) rowBytes() (need int64) {
+	s := &scratch{job: r.job}
+	blockSize := int64(r.job.tc.BlockSize)
+	for f, rows := range r.rows {
+		n := int64(0)
+		for range blocksOf(rows) {
+			n++
+		}
+		if r.made[f] {
+			n = int64(s.length(f))
+		}
+		need += 2 * n * blockSize
+		if rel := r.names.of(f); rel != nil && rel.Toast != 0 {
+			if toast := r.names.now(f.Database, rel.Toast); toast != nil {
+				need += int64(s.length(toast.File)) * blockSize
+			}
+		}
+	}
+	return need
+}
+
 // run makes the scratch cluster, has its server tell the rows, and removes it.
 func (r *rescuer) run(ctx context.Context, end wal.LSN) (err error) {
 	r.job.Progress.Phase("copying what is needed of the target", 0, progress.Items)
 	s, err := r.job.newScratch(r.out, r.names, r.databases())
 	if s != nil {
-		defer func() { err = errors.Join(err, s.remove()) }()
+		defer func() { err = errors.Join(s.explain(err), s.remove()) }()
 	}
 	if err != nil {
 		return err

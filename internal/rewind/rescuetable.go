@@ -127,7 +127,7 @@ func (t *tableReader) readBatch(ctx context.Context, list []tidKey, columns []Re
 	}
 	n, err := t.copy(ctx, columns, "ctid = ANY (ARRAY(SELECT t FROM pg_temp.wanted))", fate)
 	var said *pgconn.PgError
-	if err == nil || !errors.As(err, &said) || ctx.Err() != nil {
+	if err == nil || !errors.As(err, &said) || !ofTheRow(said) || ctx.Err() != nil {
 		return n, err
 	}
 	if len(list) == 1 {
@@ -141,6 +141,12 @@ func (t *tableReader) readBatch(ctx context.Context, list []tidKey, columns []Re
 	}
 	b, err := t.readBatch(ctx, list[half:], columns, fate)
 	return a + b, err
+}
+
+// ofTheRow tells whether an error may be a single row's: the server is not out
+// of resources, nor on its way down.
+func ofTheRow(err *pgconn.PgError) bool {
+	return !slices.Contains([]string{"53", "57", "08"}, err.Code[:min(2, len(err.Code))])
 }
 
 // copy has the server send rows, which go to the files of their fates. Where

@@ -46,6 +46,9 @@ var (
 // whose path has to be short.
 const scratchSocket = "dbrewind-"
 
+// scratchLog is the name of the server's log in the cluster's directory.
+const scratchLog = "server.log"
+
 // newScratch makes the cluster below parent, without any table yet.
 func (j *job) newScratch(parent string, n *names, databases []uint32) (*scratch, error) {
 	dir := filepath.Join(parent, "server.tmp")
@@ -78,7 +81,7 @@ func (j *job) newScratch(parent string, n *names, databases []uint32) (*scratch,
 	if s.Server, err = postgres.NewServer(dir, j.Bindir); err != nil {
 		return s, err
 	}
-	s.Server.Log, s.Server.LogFile, s.Server.DieWithParent = j.Log, filepath.Join(dir, "server.log"), true
+	s.Server.Log, s.Server.LogFile, s.Server.DieWithParent = j.Log, filepath.Join(dir, scratchLog), true
 	return s, s.configure()
 }
 
