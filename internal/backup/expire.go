@@ -134,13 +134,17 @@ func expireCluster(ctx context.Context, c *repo.Cluster, o ExpireOptions) (*Expi
 	return out, nil
 }
 
-// deleteUnlocked deletes a backup. One that the store's lock keeps is kept, with
-// all that it needs.
+// deleteUnlocked deletes a backup. One that the store's lock keeps, or a pin
+// that came meanwhile, is kept with all that it needs.
 func deleteUnlocked(ctx context.Context, c *repo.Cluster, ch *choice, out *ExpireCluster) error {
 	err := c.DeleteBackup(ctx, ch.s.ID)
 	if errors.Is(err, repo.ErrLocked) {
 		out.Locked++
 		ch.keep("locked in the store")
+		return nil
+	}
+	if errors.Is(err, repo.ErrPinned) {
+		ch.keep("pinned in this moment")
 		return nil
 	}
 	return err

@@ -3,6 +3,7 @@ package backup
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -49,7 +50,9 @@ func Delete(ctx context.Context, c *repo.Cluster, ids []string) (*DeleteResult, 
 	}
 	res := &DeleteResult{Backups: []string{}, WaitsFor: []string{}}
 	for _, id := range ids {
-		if err := c.DeleteBackup(ctx, id); err != nil {
+		if err := c.DeleteBackup(ctx, id); errors.Is(err, repo.ErrPinned) {
+			return res, exit.New(exit.Refused, "dbbackup unpin "+id, "backup %s was pinned in this moment", id)
+		} else if err != nil {
 			return res, err
 		}
 		res.Backups = append(res.Backups, id)

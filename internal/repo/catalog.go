@@ -147,7 +147,7 @@ func (c *Cluster) listBackups(ctx context.Context) (listing, error) {
 			l.started = true
 		case what == "stopped":
 			l.stopped = true
-		case what == "pin":
+		case what == "pin", what == "pin-next":
 			l.pinned = true
 		case strings.HasPrefix(what, "part-"):
 			l.parts++

@@ -19,18 +19,32 @@ func (p Pin) Holds(at time.Time) bool { return p.ID != "" && (p.Until == nil || 
 
 func (c *Cluster) pinName(id string) string { return c.prefix + "backups/" + id + "/pin" }
 
-func (c *Cluster) readPin(ctx context.Context, id string) (Pin, error) {
-	var p Pin
-	if err := getNote(ctx, c.driver, c.pinName(id), &p); err != nil {
-		return Pin{}, err
+// nextPinName is where a pin is while it takes the place of another.
+func (c *Cluster) nextPinName(id string) string { return c.prefix + "backups/" + id + "/pin-next" }
+
+// readPin reads the pin of a backup. While one takes the place of another,
+// there is one of the two at any time, but none may be at either place: hence
+// the second look.
+func (c *Cluster) readPin(ctx context.Context, id string) (p Pin, err error) {
+	for _, name := range []string{c.pinName(id), c.nextPinName(id), c.pinName(id)} {
+		p = Pin{}
+		if err = getNote(ctx, c.driver, name, &p); errors.Is(err, ErrNotExist) {
+			continue
+		}
+		if err == nil && p.ID != id {
+			err = &CorruptError{Object: name, Offset: -1, Reason: "it pins another backup"}
+		}
+		break
 	}
-	if p.ID != id {
-		return Pin{}, &CorruptError{Object: c.pinName(id), Offset: -1, Reason: "it pins another backup"}
+	if err != nil {
+		return Pin{}, err
 	}
 	return p, nil
 }
 
-// Pin keeps a backup; a pin that it has already is replaced.
+// Pin keeps a backup; a pin that it has already is replaced. It fails where
+// somebody removes the backup at the same time, and otherwise holds: see
+// removal.go.
 func (c *Cluster) Pin(ctx context.Context, id, reason string, until *time.Time) (Pin, error) {
 	s, err := c.Summary(ctx, id)
 	if err != nil {
@@ -39,12 +53,31 @@ func (c *Cluster) Pin(ctx context.Context, id, reason string, until *time.Time) 
 	p := Pin{ID: s.ID, Reason: reason, Until: until, Pinned: now()}
 	err = putNote(ctx, c.driver, c.pinName(s.ID), &p)
 	if errors.Is(err, ErrExist) {
-		if err := c.driver.Delete(ctx, c.pinName(s.ID)); err != nil {
-			return Pin{}, err
-		}
-		err = putNote(ctx, c.driver, c.pinName(s.ID), &p)
+		err = c.replacePin(ctx, &p)
+	}
+	if err == nil {
+		err = c.mustStay(ctx, s.ID)
 	}
 	return p, err
+}
+
+// replacePin puts a pin in the place of another, or goes on with an interrupted
+// replacement: the old one goes only while the new one is there.
+func (c *Cluster) replacePin(ctx context.Context, p *Pin) error {
+	next, name := c.nextPinName(p.ID), c.pinName(p.ID)
+	if err := c.driver.Delete(ctx, next); err != nil { // the other one is there
+		return err
+	}
+	if err := putNote(ctx, c.driver, next, p); err != nil {
+		return err
+	}
+	if err := c.driver.Delete(ctx, name); err != nil {
+		return err
+	}
+	if err := putNote(ctx, c.driver, name, p); err != nil {
+		return err
+	}
+	return c.driver.Delete(ctx, next)
 }
 
 // Unpin lets a backup be expired again and says whether it was pinned.
@@ -53,9 +86,14 @@ func (c *Cluster) Unpin(ctx context.Context, id string) (was bool, full string, 
 	if err != nil {
 		return false, "", err
 	}
-	was, err = c.has(ctx, c.pinName(s.ID))
-	if err != nil || !was {
-		return was, s.ID, err
+	for _, name := range []string{c.nextPinName(s.ID), c.pinName(s.ID)} {
+		has, err := c.has(ctx, name)
+		if err == nil && has {
+			was, err = true, c.driver.Delete(ctx, name)
+		}
+		if err != nil {
+			return was, s.ID, err
+		}
 	}
-	return true, s.ID, c.driver.Delete(ctx, c.pinName(s.ID))
+	return was, s.ID, nil
 }

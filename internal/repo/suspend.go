@@ -3,6 +3,7 @@ package repo
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"tidemark/internal/exit"
@@ -156,8 +157,12 @@ func (c *Cluster) removeUnfinished(ctx context.Context, id string) error {
 func (c *Cluster) removeNotes(ctx context.Context, id string) error {
 	var names []string
 	manifest, started := c.manifestHeader(id).Name, c.startedName(id)
-	err := c.driver.List(ctx, c.prefix+"backups/"+id+"/", func(i ObjectInfo) error {
-		if i.Name != manifest && i.Name != started {
+	kept, err := c.has(ctx, manifest) // then those who are about to remove it keep their notes to the end
+	if err != nil {
+		return err
+	}
+	err = c.driver.List(ctx, c.prefix+"backups/"+id+"/", func(i ObjectInfo) error {
+		if i.Name != manifest && i.Name != started && !(kept && strings.HasPrefix(lastElement(i.Name), removingPrefix)) {
 			names = append(names, i.Name)
 		}
 		return nil

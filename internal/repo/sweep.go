@@ -217,15 +217,6 @@ func (c *Cluster) neededPacks(ctx context.Context, list listing, without []strin
 	return needed, nil
 }
 
-// DeleteBackup removes a backup. Its packs are left for Sweep. The manifest
-// goes last: until then the backup is whole.
-func (c *Cluster) DeleteBackup(ctx context.Context, id string) error {
-	if err := c.removeNotes(ctx, id); err != nil {
-		return err
-	}
-	return c.driver.Delete(ctx, c.manifestHeader(id).Name)
-}
-
 // WALObject is a WAL file in the archive.
 type WALObject struct {
 	wal.FileName
