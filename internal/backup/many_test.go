@@ -75,3 +75,31 @@ func TestManyFiles(t *testing.T) {
 	runtime.KeepAlive(p)
 	runtime.KeepAlive(c)
 }
+
+// TestReadTogether: files that are read at the same time lie close together,
+// for all that lie between wait in memory.
+func TestReadTogether(t *testing.T) {
+	const count = 100_000
+	c, err := choose(t.Context(), manyFiles{count: count})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.parts, c.read = make([]bool, len(c.entries)), map[int][]blockcopy.Range{}
+	for i := range c.entries {
+		if c.parts[i] = true; i%100 == 7 {
+			c.read[i] = []blockcopy.Range{{Path: c.entries[i].path, Length: 8192}}
+		}
+	}
+	groups := 0
+	for ranges := range c.ranges() {
+		groups++
+		first, ok1 := c.find(ranges[0].Path)
+		last, ok2 := c.find(ranges[len(ranges)-1].Path)
+		if !ok1 || !ok2 || last-first > entriesAtOnce {
+			t.Errorf("entries %d to %d are read together", first, last)
+		}
+	}
+	if groups < count/entriesAtOnce {
+		t.Errorf("%d groups", groups)
+	}
+}

@@ -44,6 +44,13 @@ func CreateTar(ctx context.Context, dir string, o Options) (*PlainResult, error)
 		return nil, err
 	}
 	defer s.close()
+	left, err := clearTar(dir)
+	if err != nil {
+		return nil, err
+	}
+	if left {
+		o.Progress.Note("what an interrupted backup left in %s is removed", dir)
+	}
 	made, err := makeDirectory(dir)
 	if err != nil {
 		return nil, err
@@ -137,6 +144,9 @@ func (t *taring) open() (err error) {
 	if t.manifest, err = os.OpenFile(filepath.Join(t.dir, volume.ManifestFileName+unfinished), os.O_CREATE|os.O_EXCL|os.O_WRONLY, tarFileMode); err != nil {
 		return err
 	}
+	if err = lockTar(t.manifest); err != nil {
+		return err
+	}
 	t.buffer = bufio.NewWriterSize(t.manifest, tarBuffer)
 	t.lines = volume.NewManifestWriter(t.buffer, volume.ManifestVersion(t.control.Major()), t.control.SystemIdentifier)
 	names := map[string]string{"": baseTar}
@@ -212,7 +222,7 @@ func (t *taring) complete() error {
 	if err := t.lines.AddRange(volume.ManifestRange{Timeline: t.start.Timeline, Start: t.start.Redo, End: t.stop}); err != nil {
 		return err
 	}
-	if err := errors.Join(t.lines.Close(), t.buffer.Flush(), t.manifest.Sync(), t.manifest.Close()); err != nil {
+	if err := errors.Join(t.lines.Close(), t.buffer.Flush(), t.manifest.Sync()); err != nil {
 		return err
 	}
 	for _, f := range t.files {
@@ -230,7 +240,7 @@ func (t *taring) complete() error {
 		return err
 	}
 	t.result.Finished = time.Now().UTC().Truncate(time.Millisecond)
-	return nil
+	return t.manifest.Close() // its lock is held up to here
 }
 
 // abandon removes what there is.

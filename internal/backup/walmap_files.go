@@ -145,14 +145,23 @@ func (c *contents) toRead(i int) (n int64) {
 	return n
 }
 
-// rangesAtOnce is how many ranges are worked out at once.
-const rangesAtOnce = 1 << 16
+// What is worked out at once. A file that nothing is read of is written behind
+// the ones before it, and waits while one of those is being read: hence the
+// bound on how many entries lie between two that are read at the same time.
+const (
+	rangesAtOnce  = 1 << 16
+	entriesAtOnce = 1 << 14
+)
 
 // ranges gives what is to be read, so many ranges at a time.
 func (c *contents) ranges() iter.Seq[[]blockcopy.Range] {
 	return func(yield func([]blockcopy.Range) bool) {
 		var out []blockcopy.Range
+		begin := 0
 		for i := range c.entries {
+			if len(out) == 0 {
+				begin = i
+			}
 			switch e := &c.entries[i]; {
 			case e.kind != blockcopy.File || e.size == 0:
 			case c.whole(i):
@@ -160,7 +169,7 @@ func (c *contents) ranges() iter.Seq[[]blockcopy.Range] {
 			default:
 				out = append(out, c.read[i]...)
 			}
-			if len(out) >= rangesAtOnce {
+			if len(out) >= rangesAtOnce || len(out) > 0 && i-begin >= entriesAtOnce {
 				if !yield(out) {
 					return
 				}

@@ -121,19 +121,29 @@ ORDER BY depth`
 
 // List returns every file, directory and tablespace link of the data directory.
 func (s *ServerSource) List(ctx context.Context) ([]blockcopy.Entry, error) {
+	var entries []blockcopy.Entry
+	err := s.Each(ctx, func(e blockcopy.Entry) error {
+		entries = append(entries, e)
+		return nil
+	})
+	return entries, err
+}
+
+// Each calls do for what List returns, one by one as the rows come.
+func (s *ServerSource) Each(ctx context.Context, do func(blockcopy.Entry) error) error {
 	conn, err := s.acquire(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer s.release(conn)
 	rows, err := conn.Query(ctx, listing)
 	if err != nil {
-		return nil, s.fault("listing the files of", err)
+		return s.fault("listing the files of", err)
 	}
-	var entries []blockcopy.Entry
 	var e blockcopy.Entry
 	var directory bool
 	var link pgtype.Text
+	var failed error
 	_, err = pgx.ForEachRow(rows, []any{&e.Path, &e.Size, &e.ModTime, &directory, &link}, func() error {
 		one := e
 		if err := blockcopy.CheckPath(one.Path); err != nil {
@@ -146,13 +156,13 @@ func (s *ServerSource) List(ctx context.Context) ([]blockcopy.Entry, error) {
 		if len(link.String) > 0 && link.String[0] == '/' {
 			one.Type, one.LinkTarget = blockcopy.Link, link.String
 		}
-		entries = append(entries, one)
-		return nil
+		failed = do(one)
+		return failed
 	})
-	if err != nil {
-		return nil, s.fault("listing the files of", err)
+	if failed != nil {
+		return failed
 	}
-	return entries, nil
+	return s.fault("listing the files of", err)
 }
 
 // readBuffer is what one session reads from its socket at once: a server sends

@@ -18,7 +18,7 @@ import (
 // a part: it says where a block may be, the block's hash says whether it is.
 const (
 	partFormat  = "tidemark part"
-	partPacks   = 4       // how many new packs are worth a part
+	partPacks   = 1       // how many new packs are worth a part
 	partText    = 4 << 20 // how much text is
 	partsPerRun = 32      // bounds what parts cost: their pack tables repeat
 )

@@ -28,6 +28,12 @@ const (
 	abortLimit = 20 * time.Second
 )
 
+// ahead bounds how many uploads of the process, whatever repository they go to,
+// may fill a part while the one before is on its way: each takes a second
+// buffer. The others send a part before they fill the next, so that memory is
+// bounded by the number of uploads.
+var ahead = make(chan struct{}, 4)
+
 // bufferPool keeps buffers of partSize for the next upload.
 type bufferPool struct{ sync.Pool }
 
@@ -70,6 +76,9 @@ func (s *S3) Put(ctx context.Context, name string, write func(io.Writer) error) 
 		u.giveUp()
 	}
 	s.buffers.put(u.buf)
+	if u.ahead {
+		<-ahead
+	}
 	return err
 }
 
@@ -85,6 +94,7 @@ type s3Upload struct {
 	id    string // of the multipart upload, empty while there is none
 	parts []minio.CompletePart
 	busy  chan sentPart // the part on its way, nil while there is none
+	ahead bool          // it has one of the process's second buffers
 }
 
 type sentPart struct {
@@ -131,15 +141,30 @@ func (u *s3Upload) sendPart() error {
 	if err != nil {
 		return err
 	}
-	if spare == nil {
-		spare = u.s.buffers.get()
-	}
 	body, number := u.buf, len(u.parts)+1
+	if spare == nil {
+		select {
+		case ahead <- struct{}{}:
+			u.ahead, spare = true, u.s.buffers.get()
+		default:
+			return u.sendNow(body, number)
+		}
+	}
 	u.buf, u.busy = spare[:0], make(chan sentPart, 1)
 	go func() {
 		part, err := u.put(body, number)
 		u.busy <- sentPart{part, body, err}
 	}()
+	return nil
+}
+
+// sendNow sends a part, and leaves its buffer for the next.
+func (u *s3Upload) sendNow(body []byte, number int) error {
+	part, err := u.put(body, number)
+	if err != nil {
+		return u.s.fault("writing", u.name, err)
+	}
+	u.parts, u.buf = append(u.parts, part), body[:0]
 	return nil
 }
 
@@ -177,13 +202,11 @@ func (u *s3Upload) finish() error {
 	if u.id == "" {
 		return u.whole(u.buf)
 	}
-	if len(u.buf) > 0 {
-		if err := u.sendPart(); err != nil {
-			return err
-		}
-	}
 	spare, err := u.await()
 	u.s.buffers.put(spare)
+	if err == nil && len(u.buf) > 0 {
+		err = u.sendNow(u.buf, len(u.parts)+1)
+	}
 	if err != nil {
 		return err
 	}

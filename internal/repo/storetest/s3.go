@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
@@ -122,6 +123,19 @@ func (s *S3) Client(t testing.TB) *minio.Client {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// Stamps tells when each object of the bucket was written.
+func (s *S3) Stamps(t testing.TB) map[string]time.Time {
+	t.Helper()
+	out := map[string]time.Time{}
+	for o := range s.Client(t).ListObjects(context.Background(), s.Bucket, minio.ListObjectsOptions{Recursive: true}) {
+		if o.Err != nil {
+			t.Fatal(o.Err)
+		}
+		out[o.Key] = o.LastModified
+	}
+	return out
 }
 
 // Location names the repository at a prefix of the bucket; more are further

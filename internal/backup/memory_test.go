@@ -1,0 +1,52 @@
+package backup_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"tidemark/internal/pgtest"
+	"tidemark/internal/repo/storetest"
+)
+
+var memoryFiles = flag.Int("memory-files", 50_000, "files of the cluster whose backup is measured")
+
+// memoryBound is what a backup may take, however large the cluster is.
+const memoryBound = 256 << 20
+
+// TestMemory: the process that takes a backup of a cluster with many relations,
+// into a directory, a bucket and another host at once, stays within its bound;
+// so does the one after it, which compares.
+func TestMemory(t *testing.T) {
+	s3, host := storetest.NewS3(t, false), storetest.NewSFTP(t)
+	repos := []string{filepath.Join(t.TempDir(), "here"), s3.Location("pg"), host.Location("/pg")}
+	pgtest.MustRun(t, "dbbackup", append([]string{"init"}, named(repos)...)...)
+	n := noisy(t, 16)
+	count := *memoryFiles
+	dir := filepath.Join(n.Dir, "base", n.SQL("SELECT oid FROM pg_database WHERE datname = current_database()"))
+	for i := range count {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprint(10_000_000+i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if i%4 == 0 { // one block, of zeros
+			if err := os.Truncate(filepath.Join(dir, fmt.Sprint(10_000_000+i)), 8192); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, what := range []string{"full", "incremental"} {
+		cmd := exec.Command(pgtest.Bin("dbbackup"), append([]string{"create", "--quiet", "-d", n.ConnInfo()}, named(repos)...)...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		rss := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss * 1024
+		t.Logf("%s backup of %d files in three repositories: at most %d MB", what, count, rss>>20)
+		if rss > memoryBound {
+			t.Errorf("the %s backup took %d MB", what, rss>>20)
+		}
+	}
+}
