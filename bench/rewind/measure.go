@@ -21,6 +21,7 @@ type contender struct {
 	bytes func(out []byte) (int64, error) // from what it prints
 
 	walls, cpus []time.Duration
+	served      []time.Duration // CPU of the source's sessions
 	moved       int64
 	rss         int64 // the highest, bytes
 }
@@ -82,10 +83,23 @@ func (b *bench) round(ctx context.Context, sc scenario, source *scratch.Server, 
 	if b.strace != "" {
 		args = append([]string{"strace", "-f", "-c", "-w", "-o", b.strace + sc.name + "-" + fmt.Sprint(len(c.walls)) + c.name}, args...)
 	}
+	usual, err := source.Processes()
+	if err != nil {
+		return err
+	}
+	before, err := source.SessionsCPU(usual)
+	if err != nil {
+		return err
+	}
 	out, u, err := scratch.Measured(work.Command(args[0], args[1:]...))
 	if err != nil {
 		return err
 	}
+	after, err := source.SessionsCPU(usual)
+	if err != nil {
+		return err
+	}
+	c.served = append(c.served, after-before)
 	if c.moved, err = c.bytes(out); err != nil {
 		return err
 	}

@@ -64,12 +64,12 @@ func (b *bench) scenario(ctx context.Context, sc scenario) (err error) {
 }
 
 func table(sc scenario, list []*contender, n need) {
-	fmt.Printf("  %-20s %8s %8s %8s %8s %8s %8s %7s %6s\n", "", "best s", "median s", "CPU s", "ratio", "wanted", "moved MB", "of need", "RSS MB")
+	fmt.Printf("  %-20s %8s %8s %8s %8s %8s %8s %8s %7s %6s\n", "", "best s", "median s", "CPU s", "source's", "ratio", "wanted", "moved MB", "of need", "RSS MB")
 	base := list[0]
 	for i, c := range list {
 		ratio := scratch.Best(c.walls).Seconds() / scratch.Best(base.walls).Seconds()
 		of := float64(c.moved) / float64(n.total())
-		fmt.Printf("  %-20s %8.2f %8.2f %8.2f %8.2f", c.name, scratch.Best(c.walls).Seconds(), scratch.Median(c.walls).Seconds(), scratch.Best(c.cpus).Seconds(), ratio)
+		fmt.Printf("  %-20s %8.2f %8.2f %8.2f %8.2f %8.2f", c.name, scratch.Best(c.walls).Seconds(), scratch.Median(c.walls).Seconds(), scratch.Best(c.cpus).Seconds(), scratch.Best(c.served).Seconds(), ratio)
 		if i == 0 {
 			fmt.Printf(" %8s %8.0f %7.2f %6.0f\n", "", float64(c.moved)/1e6, of, float64(c.rss)/1e6)
 			continue

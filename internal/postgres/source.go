@@ -284,25 +284,40 @@ func deliverRows(rr *pgconn.ResultReader, pieces []piece, deliver blockcopy.Deli
 	return n, nil
 }
 
-// fetchArgs encodes what a fetch asks for: the windows, and what is cut out of them.
-func fetchArgs(m *pgtype.Map, pieces []piece) ([][]byte, error) {
-	var (
-		paths           []string
-		starts, lengths []int64
-		firsts, lasts   []int32
-		from, size      = make([]int32, len(pieces)), make([]int32, len(pieces))
-	)
+// windows are what a fetch reads, and where its rows are in that.
+type windows struct {
+	paths           []string
+	starts, lengths []int64
+	firsts, lasts   []int32 // the rows of each, from 1 on
+	from, size      []int32 // of each row, in its window, from 1 on
+}
+
+// cutWindows puts rows that follow each other closely into one window.
+func cutWindows(pieces []piece) windows {
+	w := windows{from: make([]int32, len(pieces)), size: make([]int32, len(pieces))}
 	for i, p := range pieces {
-		w := len(paths) - 1
-		if w < 0 || paths[w] != p.Path || p.Offset < starts[w]+lengths[w] || p.Offset > starts[w]+lengths[w]+gapBytes || p.End()-starts[w] > windowBytes {
-			paths, starts, lengths = append(paths, p.Path), append(starts, p.Offset), append(lengths, 0)
-			firsts, lasts = append(firsts, int32(i)+1), append(lasts, 0)
-			w++
+		n := len(w.paths) - 1
+		if n < 0 || !w.follows(n, p) {
+			n++
+			w.paths, w.starts, w.lengths = append(w.paths, p.Path), append(w.starts, p.Offset), append(w.lengths, 0)
+			w.firsts, w.lasts = append(w.firsts, int32(i)+1), append(w.lasts, 0)
 		}
-		lengths[w], lasts[w] = p.End()-starts[w], int32(i)+1
-		from[i], size[i] = int32(p.Offset-starts[w])+1, int32(p.Length)
+		w.lengths[n], w.lasts[n] = p.End()-w.starts[n], int32(i)+1
+		w.from[i], w.size[i] = int32(p.Offset-w.starts[n])+1, int32(p.Length)
 	}
-	return encodeArgs(m, paths, starts, lengths, firsts, lasts, from, size)
+	return w
+}
+
+// follows tells whether a row has its place in window n.
+func (w *windows) follows(n int, p piece) bool {
+	gap := p.Offset - (w.starts[n] + w.lengths[n])
+	return p.Path == w.paths[n] && gap >= 0 && gap <= gapBytes && p.End()-w.starts[n] <= windowBytes
+}
+
+// fetchArgs encodes what a fetch asks for.
+func fetchArgs(m *pgtype.Map, pieces []piece) ([][]byte, error) {
+	w := cutWindows(pieces)
+	return encodeArgs(m, w.paths, w.starts, w.lengths, w.firsts, w.lasts, w.from, w.size)
 }
 
 // encodeArgs encodes arrays in binary format.

@@ -1,10 +1,13 @@
 package postgres_test
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -89,6 +92,7 @@ func TestServerSource(t *testing.T) {
 				t.Errorf("%s: other content (%v), %d bytes of %d", path, err, len(data), len(want))
 			}
 		}
+		scattered(t, src, n.Dir, ranges[0])
 		if _, err := src.ReadFile(t.Context(), "no/such/file"); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("a missing file: %v", err)
 		}
@@ -110,4 +114,33 @@ func TestServerSource(t *testing.T) {
 			t.Errorf("without privilege: %v", err)
 		}
 	})
+}
+
+// scattered fetches blocks of a file that lie near each other and far apart,
+// the last of them behind its end, and compares them with the file.
+func scattered(t *testing.T, src *postgres.ServerSource, dir string, whole blockcopy.Range) {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(dir, whole.Path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ranges []blockcopy.Range
+	for at := int64(0); at < int64(len(data))+20*8192; {
+		r := blockcopy.Range{Path: whole.Path, Offset: at, Length: 8192 * (1 + rand.Int64N(3)*rand.Int64N(9))}
+		ranges = append(ranges, r, blockcopy.Range{Path: "base/1/0", Offset: at, Length: 1})
+		at = r.End() + 8192*(1+rand.Int64N(3)*rand.Int64N(6))
+	}
+	ranges = slices.DeleteFunc(ranges, func(r blockcopy.Range) bool { return r.Path != whole.Path && rand.IntN(10) > 0 })
+	got := map[string]int{}
+	err = src.Fetch(t.Context(), ranges, func(p blockcopy.Range, content []byte, missing bool) error {
+		got[p.Path]++
+		from, to := min(p.Offset, int64(len(data))), min(p.End(), int64(len(data)))
+		if p.Path == whole.Path && (missing || !bytes.Equal(content, data[from:to])) || p.Path != whole.Path && !missing {
+			t.Errorf("%s: missing %v, %d bytes; the file has %d", p, missing, len(content), len(data))
+		}
+		return nil
+	})
+	if err != nil || got[whole.Path] < len(ranges)/2 {
+		t.Errorf("%v, pieces %v of %d ranges", err, got, len(ranges))
+	}
 }
