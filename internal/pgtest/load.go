@@ -139,21 +139,27 @@ func (w *Writer) Lost(t testing.TB, n *Node) []int64 {
 // PgbenchInit fills pgbench's tables; scale 1 is about 15 MB.
 func (n *Node) PgbenchInit(scale int) {
 	n.t.Helper()
-	cmd := exec.Command(Tool(n.t, n.Major, "pgbench"), append([]string{"-i", "-q", "-s", strconv.Itoa(scale)}, n.clientArgs()...)...)
+	n.PgbenchIn("postgres", "-i", "-q", "-s", strconv.Itoa(scale))
+}
+
+// PgbenchIn runs pgbench on one database to its end.
+func (n *Node) PgbenchIn(database string, args ...string) {
+	n.t.Helper()
+	cmd := exec.Command(Tool(n.t, n.Major, "pgbench"), append(args, n.clientArgs(database)...)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		n.t.Fatalf("pgbench -i: %v\n%s", err, out)
+		n.t.Fatalf("pgbench %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 }
 
-func (n *Node) clientArgs() []string {
-	return []string{"-h", n.SocketDir, "-p", strconv.Itoa(n.Port), "-U", "postgres", "postgres"}
+func (n *Node) clientArgs(database string) []string {
+	return []string{"-h", n.SocketDir, "-p", strconv.Itoa(n.Port), "-U", "postgres", database}
 }
 
 // Pgbench runs pgbench in the background until the returned function is called
 // (or the test ends). The function returns what it printed.
 func (n *Node) Pgbench(args ...string) (stop func() string) {
 	n.t.Helper()
-	args = append(append([]string{"-n", "-T", "600", "-c", "2"}, args...), n.clientArgs()...)
+	args = append(append([]string{"-n", "-T", "600", "-c", "2"}, args...), n.clientArgs("postgres")...)
 	cmd := exec.Command(Tool(n.t, n.Major, "pgbench"), args...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
