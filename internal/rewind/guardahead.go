@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -11,6 +12,7 @@ import (
 	"tidemark/internal/exit"
 	"tidemark/internal/postgres"
 	"tidemark/internal/progress"
+	"tidemark/pkg/volume"
 	"tidemark/pkg/wal"
 )
 
@@ -29,8 +31,23 @@ func (j *job) flushed(d *Divergence) wal.LSN {
 
 // guardAhead is the guard before anything is written: it refuses what is
 // already to be seen in the source's WAL. The guard at the end of the run sees
-// what comes meanwhile. A live source's WAL would have to travel for that, and
-// then once more: it is looked at where something else gives reason to.
+// what comes meanwhile, and leaves a target that has to be undone.
+//
+// A live source's WAL travels once more for that, and has to be kept somewhere
+// until then: for a divergence whose WAL is a sixth of all that is copied, that
+// alone is more than what a rewind may fetch beyond the necessary. So it is
+// looked at where something else gives reason to (suspicious), which what the
+// guard refuses leaves behind:
+//
+//	it refuses                       and this is its trace
+//	a database made by copying       a directory that the target lacks; or has by the same number, its own WAL
+//	                                 tells; one made on the common history is in the target's WAL
+//	such a database, dropped again   none, and none is needed: it is no reason (walguard)
+//	CREATE TABLESPACE elsewhere      a link that the target lacks, or has with another target
+//	full_page_writes off             settings read since the last checkpoint; of a standby's primary nobody
+//	                                 tells: a standby's WAL is always looked at, from its restartpoint on
+//	wal_level = minimal              none, where it was raised again since: left to the guard at the end. The new
+//	                                 primary would have been restarted twice, without a standby or an archive
 func (j *job) guardAhead(ctx context.Context, p *planner) error {
 	if j.source.live() && !j.sc.CheckPointCopy.FullPageWrites {
 		return exit.New(exit.Refused, "run CHECKPOINT there, now that full_page_writes is on, and then this again",
@@ -67,30 +84,71 @@ func (j *job) guardAhead(ctx context.Context, p *planner) error {
 }
 
 // suspicious returns where the WAL of a live source has to be looked at from;
-// 0 where nothing gives reason to. Databases made by copying files leave their
-// directories, and full_page_writes changes when the settings are read anew.
+// 0 where nothing gives reason to.
 func (j *job) suspicious(ctx context.Context, p *planner) (wal.LSN, error) {
-	for _, a := range p.dirs {
-		if a.Kind == blockcopy.CreateLink || a.Kind == blockcopy.CreateDir && databaseDir(a.Path, j.sc.VersionDir()) {
-			return p.d.Start.Redo, nil
-		}
+	if p.copiedFiles() || p.otherPlaces() {
+		return p.d.Start.Redo, nil
 	}
-	if p.changes.pages != nil {
-		for _, e := range p.changes.pages.Databases {
-			if e.Create != nil && e.Create.FileCopy && (p.d.Fork == nil || e.LSN < p.d.Fork.LSN) {
-				return p.d.Start.Redo, nil // on the common history
-			}
-		}
+	recent := max(p.d.Start.Redo, j.sc.CheckPointCopy.Redo)
+	if j.sc.State == volume.StateInArchiveRecovery {
+		return recent, nil
 	}
+	// full_page_writes changes when the settings are read anew.
 	var loaded int64
 	if err := j.source.server.Query(ctx, "SELECT extract(epoch FROM pg_conf_load_time())::int8", nil, &loaded); err != nil {
 		j.Log.Debug("asking the source when it read its settings", "error", err)
-		return 0, ctx.Err()
+		return recent, ctx.Err()
 	}
 	if loaded < j.sc.CheckPointCopy.Time.Unix() {
 		return 0, nil
 	}
-	return max(p.d.Start.Redo, j.sc.CheckPointCopy.Redo), nil
+	return recent, nil
+}
+
+// copiedFiles tells whether the source may have made a database by copying
+// files: it has a directory of its own, or one that the target made, too, under
+// the same number, or did so on the common history.
+func (p *planner) copiedFiles() bool {
+	for _, a := range p.dirs {
+		if a.Kind == blockcopy.CreateDir && databaseDir(a.Path, p.sc.VersionDir()) {
+			return true
+		}
+	}
+	if p.changes.pages == nil {
+		return false
+	}
+	for _, e := range p.changes.pages.Databases {
+		if e.Create == nil {
+			continue
+		}
+		if p.d.Fork == nil || e.LSN < p.d.Fork.LSN {
+			if e.Create.FileCopy {
+				return true
+			}
+			continue
+		}
+		probe := volume.RelSegment{RelFile: wal.RelFile{Tablespace: e.Create.Tablespace, Database: e.Create.Database, Relation: 1}}
+		if _, both := p.source[path.Dir(probe.Path(p.sc.VersionDir()))]; both {
+			return true
+		}
+	}
+	return false
+}
+
+// otherPlaces tells whether a tablespace lies at the source and not here, or
+// elsewhere here.
+func (p *planner) otherPlaces() bool {
+	for _, a := range p.dirs {
+		if a.Kind == blockcopy.CreateLink {
+			return true
+		}
+	}
+	for name, e := range p.source {
+		if t, both := p.target[name]; both && e.Type == blockcopy.Link && t.Type == blockcopy.Link && e.LinkTarget != t.LinkTarget {
+			return true
+		}
+	}
+	return false
 }
 
 // databaseDir tells whether a path is the directory of a database.

@@ -35,6 +35,7 @@ func directoryOf(f wal.RelFile) directory { return directory{f.Tablespace, f.Dat
 // follower is what is known while the WAL is read from the first file copy on.
 type follower struct {
 	*Guard
+	all    *wal.Map               // of the whole range
 	copied map[directory]fileCopy // whose files were copied so far, by the first such record
 	remade map[directory]bool     // made by copying: replay makes them anew, from nothing
 	born   map[wal.RelFile]bool   // relations younger than the first copy
@@ -45,13 +46,13 @@ type fileCopy struct {
 	at   wal.LSN
 }
 
-func (g *Guard) follow(ctx context.Context, src wal.Source, o wal.Options) (*Finding, error) {
+func (g *Guard) follow(ctx context.Context, src wal.Source, o wal.Options, m *wal.Map) (*Finding, error) {
 	r, err := wal.NewReader(ctx, src, o)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	f := follower{g, map[directory]fileCopy{}, map[directory]bool{}, map[wal.RelFile]bool{}}
+	f := follower{g, m, map[directory]fileCopy{}, map[directory]bool{}, map[wal.RelFile]bool{}}
 	for r.Next() {
 		if found := f.record(r.Record()); found != nil {
 			return found, nil
@@ -109,7 +110,7 @@ func (f *follower) detail(at wal.LSN, detail wal.Detail) *Finding {
 // create notes a database. One that replay itself makes by copying holds what
 // its template did then, whatever was copied of it.
 func (f *follower) create(at wal.LSN, d *wal.DatabaseCreate) {
-	if !d.FileCopy {
+	if !d.FileCopy || shortLived(f.all, at, d) {
 		return
 	}
 	from := directory{d.SourceTablespace, d.SourceDatabase}

@@ -16,13 +16,15 @@
 //	  - A database that was made by copying another one's files (CREATE DATABASE
 //	    ... STRATEGY FILE_COPY, each one before 15, ALTER DATABASE SET TABLESPACE)
 //	    is made by replay in the same way, from the copy's files. That is right
-//	    as long as those hold nothing that is younger than the record.
+//	    as long as those hold nothing that is younger than the record, or the
+//	    database is dropped again.
 //	  - CREATE TABLESPACE is replayed with the source's absolute path.
 package walguard
 
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"tidemark/pkg/wal"
 )
@@ -96,7 +98,7 @@ func (g *Guard) Read(ctx context.Context, src wal.Source, o wal.ScanOptions) (*R
 		return r, nil
 	}
 	o.Start, o.End = at, m.End
-	r.Finding, err = g.follow(ctx, src, o.Options)
+	r.Finding, err = g.follow(ctx, src, o.Options, m)
 	return r, err
 }
 
@@ -148,9 +150,24 @@ func (g *Guard) tablespaces(m *wal.Map) *Finding {
 
 func firstFileCopy(m *wal.Map) wal.LSN {
 	for _, e := range m.Databases {
-		if e.Create != nil && e.Create.FileCopy {
+		if e.Create != nil && e.Create.FileCopy && !shortLived(m, e.LSN, e.Create) {
 			return e.LSN
 		}
 	}
 	return 0
+}
+
+// shortLived tells whether a database goes again within the range without
+// having been copied from: whatever replay puts into it is of no account.
+func shortLived(m *wal.Map, at wal.LSN, made *wal.DatabaseCreate) bool {
+	for _, e := range m.Databases {
+		switch {
+		case e.LSN <= at:
+		case e.Create != nil && e.Create.FileCopy && e.Create.SourceDatabase == made.Database && e.Create.SourceTablespace == made.Tablespace:
+			return false
+		case e.Drop != nil && e.Drop.Database == made.Database && slices.Contains(e.Drop.Tablespaces, made.Tablespace):
+			return true
+		}
+	}
+	return false
 }

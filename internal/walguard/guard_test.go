@@ -86,9 +86,22 @@ func TestFileCopy(t *testing.T) {
 		"dropped by an abort":        {[]any{copyOf(5, 6), &wal.Abort{Dropped: []wal.RelFile{file}}}, nil, true},
 		"its map":                    {[]any{copyOf(5, 6), &wal.RelationMapUpdate{Database: 5, Tablespace: 1663}}, nil, true},
 		"the database dropped":       {[]any{copyOf(5, 6), &wal.DatabaseDrop{Database: 5, Tablespaces: []uint32{20000, 1663}}}, nil, true},
+		"what was made dropped":      {[]any{copyOf(5, 6), file, &wal.DatabaseDrop{Database: 6, Tablespaces: []uint32{1663}}}, nil, false},
+		"dropped elsewhere only":     {[]any{copyOf(5, 6), file, &wal.DatabaseDrop{Database: 6, Tablespaces: []uint32{20000}}}, nil, true},
+		"dropped, its copy stays":    {[]any{copyOf(5, 6), copyOf(6, 7), file, &wal.DatabaseDrop{Database: 6, Tablespaces: []uint32{1663}}}, nil, true},
+		"dropped and made again":     {[]any{copyOf(5, 6), &wal.DatabaseDrop{Database: 6, Tablespaces: []uint32{1663}}, copyOf(5, 6), file}, nil, true},
 		"another dropped":            {[]any{copyOf(5, 6), &wal.DatabaseDrop{Database: 6, Tablespaces: []uint32{1663}}}, nil, false},
 	} {
-		f := follower{&Guard{Holds: c.holds}, map[directory]fileCopy{}, map[directory]bool{}, map[wal.RelFile]bool{}}
+		all := &wal.Map{}
+		for i, s := range c.steps {
+			switch d := s.(type) {
+			case *wal.DatabaseCreate:
+				all.Databases = append(all.Databases, wal.DatabaseEvent{LSN: wal.LSN(1000 + i), Create: d})
+			case *wal.DatabaseDrop:
+				all.Databases = append(all.Databases, wal.DatabaseEvent{LSN: wal.LSN(1000 + i), Drop: d})
+			}
+		}
+		f := follower{&Guard{Holds: c.holds}, all, map[directory]fileCopy{}, map[directory]bool{}, map[wal.RelFile]bool{}}
 		var found *Finding
 		for i, s := range c.steps {
 			at := wal.LSN(1000 + i)
