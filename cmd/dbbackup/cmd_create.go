@@ -17,7 +17,7 @@ type createCmd struct {
 	cli.DSNFlag
 	cli.ReposFlag
 	cli.JobsFlag
-	PGData  string        `name:"pgdata" short:"D" placeholder:"DIR" type:"path" help:"The server's data directory, if it is on this machine; found by itself otherwise, and read over SQL where it cannot be read here."`
+	PGData  string        `name:"pgdata" short:"D" placeholder:"DIR" type:"datadir" help:"The server's data directory: on this machine, where it is found by itself as well, or sftp://USER@HOST/PATH to read it over ssh. Without it, what cannot be read here is read over SQL."`
 	Label   string        `placeholder:"TEXT" help:"Words to find the backup by."`
 	Full    bool          `help:"Store every block again, and reference none of an earlier backup."`
 	Expires string        `placeholder:"DATE" help:"When the backup may go, whatever the policy says: 2027-12-31, or 90d from now."`
@@ -224,6 +224,7 @@ dbbackup create --repo /srv/backup --label "before the upgrade"
 dbbackup create --repo /srv/backup -d service=replica  # from a standby
 dbbackup create --repo /srv/backup --rate 50MB         # gently
 dbbackup create --repo /srv/backup --repo sftp://backup@vault/srv/pg   # one backup in both, the cluster is read once
+dbbackup create --repo /srv/backup -d "host=db1" -D sftp://postgres@db1/var/lib/postgresql/15/main # files over ssh
 dbbackup create --plain /srv/copy -d "port=5433"       # a data directory
 dbbackup create --plain /srv/copy -T /ssd/fast=/srv/fast # with a tablespace
 dbbackup create --plain /srv/tars --tar                  # base.tar and the like`

@@ -35,8 +35,9 @@ const attempts = 3
 type Options struct {
 	Tool     string // program and version, for the manifest
 	ConnInfo string // how to reach the server
-	// DataDir, where set, is the server's data directory on this machine; it
-	// is proved to be. Where empty it is looked for, and read over SQL else.
+	// DataDir, where set, is the server's data directory on this machine, or
+	// on another as an ssh.Location; it is proved to be. Where empty it is
+	// looked for here, and read over SQL else.
 	DataDir string
 	Label   string     // the operator's words
 	Full    bool       // store every block again

@@ -17,6 +17,7 @@ import (
 	"tidemark/internal/exit"
 	"tidemark/internal/postgres"
 	"tidemark/internal/repo"
+	"tidemark/internal/ssh"
 	"tidemark/pkg/volume"
 	"tidemark/pkg/wal"
 )
@@ -285,6 +286,10 @@ func wrongDirectory(name, format string, args ...any) error {
 // openSource chooses how files are read. dir is the directory that the
 // operator named; "" means the server's own if it can be read here.
 func (s *server) openSource(ctx context.Context, dir string, remote bool, start point) (src blockcopy.Source, access string, err error) {
+	if ssh.IsLocation(dir) {
+		src, err := s.openRemote(ctx, dir, start)
+		return src, "ssh", err
+	}
 	named := dir != ""
 	if !named && !remote {
 		dir = s.dataDir

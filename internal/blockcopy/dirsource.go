@@ -59,6 +59,11 @@ func ListDir(ctx context.Context, fsys volume.FS, dir string) ([]Entry, error) {
 	return (&DirSource{dir: dir}).list(ctx, fsys)
 }
 
+// EachIn calls do for what ListDir returns, one by one.
+func EachIn(ctx context.Context, fsys volume.FS, dir string, do func(Entry) error) error {
+	return (&DirSource{dir: dir}).each(ctx, fsys, do)
+}
+
 // Each calls do for what List returns, one by one.
 func (s *DirSource) Each(ctx context.Context, do func(Entry) error) error {
 	return s.each(ctx, volume.OS, do)

@@ -60,6 +60,7 @@ func parseAndRun(ctx context.Context, name, description string, grammar any, env
 		kong.Exit(func(code int) { panic(exited(code)) }),
 		kong.Resolvers(conf),
 		kong.NamedMapper("repository", repoMapper{}),
+		kong.NamedMapper("datadir", dataDirMapper{}),
 		kong.Help(printHelp),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, FlagsLast: true, WrapUpperBound: 95}),
 		kong.Bind(env),

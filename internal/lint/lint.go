@@ -17,7 +17,7 @@ var (
 	public = []string{"pkg/wal", "pkg/timeline", "pkg/volume"}
 	plain  = []string{"internal/exit", "internal/progress"}
 	engine = append(append([]string{"internal/blockcopy"}, public...), plain...)
-	ground = append([]string{"internal/postgres", "internal/repo", "internal/catalog", "internal/walguard"}, engine...)
+	ground = append([]string{"internal/postgres", "internal/repo", "internal/ssh", "internal/catalog", "internal/walguard"}, engine...)
 )
 
 // arrows says what each package may import of ours. A package that is not in
@@ -32,7 +32,8 @@ var arrows = map[string][]string{
 	"internal/walguard":    {"pkg/wal"},
 	"internal/blockcopy":   append(append([]string{}, public...), plain...),
 	"internal/postgres":    engine,
-	"internal/repo":        engine,
+	"internal/ssh":         engine,
+	"internal/repo":        append([]string{"internal/ssh"}, engine...),
 	"internal/backup":      ground,
 	"internal/recovery":    ground,
 	"internal/rewind":      ground,

@@ -7,53 +7,28 @@ import (
 	"io/fs"
 	"net/url"
 	"path"
-	"strconv"
-	"strings"
 	"sync"
-	"time"
 
 	"github.com/pkg/sftp"
 
 	"tidemark/internal/exit"
+	"tidemark/internal/ssh"
 )
 
 // SFTPOptions say where a directory on another host is, and how ssh reaches it.
 type SFTPOptions struct {
-	User, Host string
-	Port       int    // 0: ssh's own choice
-	Root       string // absolute, or relative to the user's home
-	Identity   string // key file, as ssh -i
-	Config     string // configuration file, as ssh -F
-
-	Timeout  time.Duration // of one operation
+	ssh.Target
+	Root     string // absolute, or relative to the user's home
 	Attempts int
 }
 
 func parseSFTP(u *url.URL, q *query) (*SFTPOptions, error) {
-	o := &SFTPOptions{
-		User: u.User.Username(), Host: u.Hostname(),
-		Identity: q.text("identity"),
-		Config:   q.text("config"),
-		Timeout:  q.duration("timeout", defaultTimeout),
-		Attempts: q.number("attempts", defaultAttempts, 1, 100),
+	o := &SFTPOptions{Attempts: q.number("attempts", defaultAttempts, 1, 100)}
+	var err error
+	if o.Target, o.Root, err = ssh.ParseURL(u); err != nil {
+		return nil, err
 	}
-	if p := u.Port(); p != "" {
-		n, err := strconv.Atoi(p)
-		if err != nil || n < 1 || n > 65535 {
-			return nil, fmt.Errorf("there is no port %s", p)
-		}
-		o.Port = n
-	}
-	if o.Host == "" || strings.HasPrefix(o.Host, "-") || strings.HasPrefix(o.User, "-") {
-		return nil, errors.New("it names no host")
-	}
-	o.Root = path.Clean(u.Path)
-	if home, ok := strings.CutPrefix(o.Root, "/~/"); ok {
-		o.Root = home
-	}
-	if o.Root == "/" || o.Root == "." {
-		return nil, exit.New(exit.Usage, "write sftp://HOST/PATH, or sftp://HOST/~/PATH for one below the user's home", "it names no directory")
-	}
+	o.Identity, o.Config, o.Timeout = q.text("identity"), q.text("config"), q.duration("timeout", defaultTimeout)
 	return o, nil
 }
 
@@ -75,7 +50,7 @@ type SFTP struct {
 	retry    retrier
 
 	mu      sync.Mutex
-	session *sftpSession
+	session *ssh.Session
 	folders sync.Map // known to exist
 }
 
@@ -97,7 +72,7 @@ func (d *SFTP) do(ctx context.Context, op func(c *sftp.Client) error) error {
 		if err != nil {
 			return err
 		}
-		err = s.watch(d.o.Timeout, func() error { return op(s.client) })
+		err = s.Watch(func() error { return op(s.Client) })
 		if err != nil && connectionLost(err) {
 			err = d.drop(s, err)
 		}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/pkg/sftp"
+
+	"tidemark/internal/ssh"
 )
 
 // sftpReadAhead is asked for at once where the reader takes small bites.
@@ -96,7 +98,7 @@ func (d *SFTP) open(ctx context.Context, name string) (body *sftpBody, size int6
 type sftpBody struct {
 	d       *SFTP
 	file    *sftp.File
-	session *sftpSession
+	session *ssh.Session
 	r       io.Reader
 }
 
@@ -114,7 +116,7 @@ func (b *sftpBody) Read(p []byte) (n int, err error) {
 	if b.session == nil {
 		return 0, sftp.ErrSSHFxConnectionLost
 	}
-	err = b.session.watch(b.d.o.Timeout, func() (err error) {
+	err = b.session.Watch(func() (err error) {
 		n, err = b.r.Read(p)
 		return err
 	})
