@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"os/user"
@@ -123,7 +124,12 @@ func (s *SFTP) Location(path string, more ...string) string {
 
 // At is Location by way of another port, a relay's.
 func (s *SFTP) At(port int, path string, more ...string) string {
-	return fmt.Sprintf("sftp://%s@127.0.0.1:%d%s?%s", s.user.Username, port, filepath.Join(s.Dir, path),
+	return s.AtDir(port, filepath.Join(s.Dir, path), more...)
+}
+
+// AtDir names any directory of the host.
+func (s *SFTP) AtDir(port int, dir string, more ...string) string {
+	return fmt.Sprintf("sftp://%s@127.0.0.1:%d%s?%s", s.user.Username, port, (&url.URL{Path: dir}).EscapedPath(),
 		strings.Join(append([]string{"config=" + filepath.Join(s.base, "ssh_config")}, more...), "&"))
 }
 
