@@ -192,6 +192,9 @@ func renderCreated(t *cli.Text, s *repo.Summary) {
 	read := ""
 	if s.ReadSize < s.ClusterSize {
 		read = cli.Bytes(s.ReadSize) + ", the WAL proves the rest unchanged"
+		if s.Proof == backup.ProofSummaries {
+			read = cli.Bytes(s.ReadSize) + ", the server's WAL summaries prove the rest unchanged"
+		}
 	}
 	t.KV("cluster", cli.Bytes(s.ClusterSize)+" in "+cli.Plural(s.Files, "file", "files"), "read", read, "unchanged", old,
 		"stored", cli.Bytes(s.StoredSize)+" for "+cli.Bytes(s.NewSize), "took", cli.Duration(s.Took())+" ("+cli.Rate(s.ClusterSize, s.Took())+")",

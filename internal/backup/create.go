@@ -148,6 +148,7 @@ type job struct {
 	files   *contents
 	keeper  *walKeeper
 	began   time.Time
+	proof   string    // why not every block was read
 	hashed  time.Time // when every block was read last; zero: by this job
 	scanned *[]scanned
 }
@@ -301,7 +302,7 @@ func (j *job) summarize(stop wal.LSN, control *volume.Control, histories []strin
 		WAL: []repo.WALRange{{Timeline: j.start.Timeline,
 			First: wal.SegmentName(j.start.Timeline, size.Number(j.start.Redo), size),
 			Last:  wal.SegmentName(j.start.Timeline, max(size.NumberBefore(stop), size.Number(j.start.Redo)), size)}},
-		Hashed: j.hashed, ReadSize: j.files.bytes,
+		Hashed: j.hashed, Proof: j.proof, ReadSize: j.files.bytes,
 		History: histories, Control: control.Encode(), BackupLabel: string(j.label().Format()), TablespaceMap: string(j.files.tablespaceMap()),
 	}
 }

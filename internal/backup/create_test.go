@@ -44,6 +44,7 @@ type created struct {
 	Source       repo.Origin
 	Start        repo.Point
 	Tail         string `json:"wal_tail"`
+	Proof        string
 	WAL          []repo.WALRange
 	Stop         repo.Point
 }

@@ -26,7 +26,8 @@ type Result struct {
 	ZeroBlocks   int64           `json:"zero_blocks"`        // of which all zero
 	OldBlocks    int64           `json:"old_blocks"`         // of which in an earlier backup
 	NewBlocks    int64           `json:"new_blocks"`         // of which stored by this one
-	ReadBytes    int64           `json:"read_bytes"`         // of those files; the WAL proves the rest unchanged
+	ReadBytes    int64           `json:"read_bytes"`         // of those files; proof says why the rest need not be
+	Proof        string          `json:"proof,omitempty"`    // what proves the rest unchanged: wal, or the server's wal summaries; absent: every block was read
 	Hashed       time.Time       `json:"hashed"`             // when every block was read last
 	StoredBytes  int64           `json:"stored_bytes"`       // in the repository, by this backup, without WAL
 	WAL          []repo.WALRange `json:"wal"`                // segments that a restore needs at least
@@ -64,7 +65,7 @@ func NewResult(r *repo.Repository, s *repo.Summary) *Result {
 	res := &Result{Repository: r.Location(), ID: s.ID, Label: s.Label, Type: s.Type, Parent: s.Parent, SystemID: s.SystemID,
 		Server: s.Source.Server, Source: s.Source, Start: s.Start, Stop: s.Stop, Began: s.Began, Took: s.Took().Seconds(), Files: s.Files,
 		ClusterBytes: s.ClusterSize, Blocks: s.Blocks, ZeroBlocks: s.ZeroBlocks, OldBlocks: s.OldBlocks, NewBlocks: s.NewBlocks,
-		StoredBytes: s.StoredSize + s.ManifestSize, WAL: s.WAL, Tail: s.Tail, FindingCount: s.FindingCount, Findings: s.Findings, ReadBytes: s.ReadSize, Hashed: s.Hashed}
+		StoredBytes: s.StoredSize + s.ManifestSize, WAL: s.WAL, Tail: s.Tail, FindingCount: s.FindingCount, Findings: s.Findings, ReadBytes: s.ReadSize, Proof: s.Proof, Hashed: s.Hashed}
 	if s.Hashed.IsZero() {
 		res.Hashed = s.Began
 	}

@@ -66,8 +66,9 @@ type destinations []*destination
 // scanned is a map of changed blocks that was made for one destination, and is
 // the same for another that has the same previous backup.
 type scanned struct {
-	base *repo.Summary
-	m    *wal.Map
+	base  *repo.Summary
+	m     *wal.Map
+	proof string
 }
 
 // newDestinations makes a view of the attempt for each repository.
@@ -180,7 +181,7 @@ func (ds destinations) toRead() *contents {
 	}
 	for _, d := range alive {
 		if d.files = out; out.parts == nil {
-			d.hashed = time.Time{} // by this backup
+			d.hashed, d.proof = time.Time{}, "" // by this backup
 		}
 	}
 	return out

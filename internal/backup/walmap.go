@@ -57,6 +57,7 @@ func (j *job) skipUnchanged(ctx context.Context, parent string) error {
 	case errors.As(err, &why), errors.As(err, &bad), errors.Is(err, repo.ErrNotExist), errors.Is(err, repo.ErrNoKey):
 		j.Progress.Note("every block is read: %v", err)
 		j.files.readAll()
+		j.hashed, j.proof = time.Time{}, ""
 		return nil
 	}
 	return err
@@ -70,14 +71,15 @@ func (j *job) proveAndSkip(ctx context.Context, base *repo.Manifest) error {
 		return err
 	}
 	j.Progress.Phase("finding what changed", 0, 0)
-	m, err := j.changed(ctx, &base.Summary)
+	m, proof, err := j.changed(ctx, &base.Summary)
 	if err != nil {
 		return err
 	}
-	j.Log.Debug("the WAL since the previous backup", "base", base.ID, "map", m.String())
+	j.Log.Info("what changed since the previous backup is known", "base", base.ID, "from", proof, "map", m.String())
 	if err := mapIsWhole(m); err != nil {
 		return err
 	}
+	j.proof = proof
 	j.hashed = base.Hashed
 	if j.hashed.IsZero() {
 		j.hashed = base.Began
@@ -104,18 +106,37 @@ func (j *job) comparable(base *repo.Summary) error {
 		return unprovenf("pg_checksums rewrote every page since backup %s", base.ID)
 	case base.Major != j.control.Major() || base.CatalogVersion != j.control.CatalogVersionNo:
 		return unprovenf("backup %s is of another version of the server", base.ID)
-	case int64(j.start.Redo-base.Start.LSN) > mapLimit*j.files.bytes:
-		return unprovenf("there is more WAL since backup %s than there is data", base.ID)
 	}
 	return nil
 }
 
-// changed reads the WAL from the start of the base to the start of this backup.
-func (j *job) changed(ctx context.Context, base *repo.Summary) (*wal.Map, error) {
+// changed finds out what changed from the start of the base to the start of this
+// backup, and says what proves it: the server's summaries where they cover that
+// range, its WAL otherwise.
+func (j *job) changed(ctx context.Context, base *repo.Summary) (*wal.Map, string, error) {
 	for _, s := range *j.scanned {
 		if s.base.SameAs(base) {
-			return s.m, nil
+			return s.m, s.proof, nil
 		}
+	}
+	proof := ProofSummaries
+	m, err := j.summarized(ctx, base)
+	var why *unproven
+	if errors.As(err, &why) {
+		j.Log.Debug("the WAL is read", "because", why)
+		proof = ProofWAL
+		m, err = j.scan(ctx, base)
+	}
+	if err == nil {
+		*j.scanned = append(*j.scanned, scanned{base, m, proof})
+	}
+	return m, proof, err
+}
+
+// scan reads the WAL from the start of the base to the start of this backup.
+func (j *job) scan(ctx context.Context, base *repo.Summary) (*wal.Map, error) {
+	if int64(j.start.Redo-base.Start.LSN) > mapLimit*j.files.bytes {
+		return nil, unprovenf("there is more WAL since backup %s than there is data", base.ID)
 	}
 	src, err := j.walSince(ctx, base)
 	if err != nil {
@@ -137,7 +158,6 @@ func (j *job) changed(ctx context.Context, base *repo.Summary) (*wal.Map, error)
 	case end != nil:
 		return nil, unprovenf("the WAL since backup %s is not whole: %v", base.ID, end)
 	}
-	*j.scanned = append(*j.scanned, scanned{base, m})
 	return m, nil
 }
 

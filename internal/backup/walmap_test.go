@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"tidemark/internal/backup"
 	"tidemark/internal/pgtest"
 	"tidemark/internal/repo"
 	"tidemark/pkg/volume"
@@ -46,49 +47,51 @@ func digests(t *testing.T, dir, id string) map[string]string {
 // TestPageMap: what an incremental backup takes over unread is what reading it
 // would have given, through everything that the WAL does not tell block by block.
 func TestPageMap(t *testing.T) {
-	pgtest.EachLong(t, func(t *testing.T, major int) {
-		dir := newRepo(t)
-		n := pgtest.New(t, pgtest.Options{Major: major, Checksums: true, Config: append(archiving(dir), "autovacuum = off")})
-		n.Exec("CREATE TABLE big AS SELECT g AS id, repeat('x', 500) AS t FROM generate_series(1, 40000) g")
-		n.Exec("CREATE INDEX ON big (id)")
-		n.Exec("CREATE TABLE tail AS SELECT g AS id, repeat('x', 500) AS t FROM generate_series(1, 5000) g")
-		n.Exec("CREATE TABLE other AS SELECT g AS id FROM generate_series(1, 5000) g")
-		n.Exec("VACUUM")
-		create(t, dir, n)
-		fileCopy := "CREATE DATABASE copied"
-		if major >= 15 {
-			fileCopy += " STRATEGY FILE_COPY"
+	pgtest.EachLong(t, func(t *testing.T, major int) { pageMap(t, major, backup.ProofWAL) })
+}
+
+func pageMap(t *testing.T, major int, proof string, config ...string) {
+	dir := newRepo(t)
+	n := pgtest.New(t, pgtest.Options{Major: major, Checksums: true, Config: append(append(archiving(dir), "autovacuum = off"), config...)})
+	n.Exec("CREATE TABLE big AS SELECT g AS id, repeat('x', 500) AS t FROM generate_series(1, 40000) g")
+	n.Exec("CREATE INDEX ON big (id)")
+	n.Exec("CREATE TABLE tail AS SELECT g AS id, repeat('x', 500) AS t FROM generate_series(1, 5000) g")
+	n.Exec("CREATE TABLE other AS SELECT g AS id FROM generate_series(1, 5000) g")
+	n.Exec("VACUUM")
+	create(t, dir, n)
+	fileCopy := "CREATE DATABASE copied"
+	if major >= 15 {
+		fileCopy += " STRATEGY FILE_COPY"
+	}
+	var last created
+	for _, step := range []struct {
+		name       string
+		statements []string
+	}{
+		{"nothing", nil},
+		{"rows here and there", []string{"UPDATE big SET t = 'changed' WHERE id % 1000 = 0"}},
+		{"truncate then extend", []string{"DELETE FROM tail WHERE id > 1000", "VACUUM tail", "INSERT INTO tail SELECT g, repeat('z', 500) FROM generate_series(1, 9000) g"}},
+		{"a file that shrinks", []string{"DELETE FROM tail WHERE id > 500", "VACUUM tail"}},
+		{"VM and FSM", []string{"DELETE FROM big WHERE id BETWEEN 20000 AND 21000", "VACUUM (FREEZE) big", "UPDATE big SET t = 'again' WHERE id < 5"}},
+		{"a relation made anew", []string{"TRUNCATE other", "INSERT INTO other VALUES (1)", "DROP TABLE tail", "CREATE TABLE tail (id int)", "INSERT INTO tail VALUES (1)"}},
+		{"a database by file copy", []string{fileCopy}},
+		{"a database dropped and made", []string{"DROP DATABASE copied", "CREATE DATABASE copied"}},
+	} {
+		for _, s := range step.statements {
+			n.Exec(s)
 		}
-		var last created
-		for _, step := range []struct {
-			name       string
-			statements []string
-		}{
-			{"nothing", nil},
-			{"rows here and there", []string{"UPDATE big SET t = 'changed' WHERE id % 1000 = 0"}},
-			{"truncate then extend", []string{"DELETE FROM tail WHERE id > 1000", "VACUUM tail", "INSERT INTO tail SELECT g, repeat('z', 500) FROM generate_series(1, 9000) g"}},
-			{"a file that shrinks", []string{"DELETE FROM tail WHERE id > 500", "VACUUM tail"}},
-			{"VM and FSM", []string{"DELETE FROM big WHERE id BETWEEN 20000 AND 21000", "VACUUM (FREEZE) big", "UPDATE big SET t = 'again' WHERE id < 5"}},
-			{"a relation made anew", []string{"TRUNCATE other", "INSERT INTO other VALUES (1)", "DROP TABLE tail", "CREATE TABLE tail (id int)", "INSERT INTO tail VALUES (1)"}},
-			{"a database by file copy", []string{fileCopy}},
-			{"a database dropped and made", []string{"DROP DATABASE copied", "CREATE DATABASE copied"}},
-		} {
-			for _, s := range step.statements {
-				n.Exec(s)
-			}
-			last = create(t, dir, n)
-			whole := create(t, dir, n, "--rehash-every", "0")
-			if last.Read >= whole.Read || last.Read > 60<<20 {
-				t.Errorf("%s: %d bytes were read, by a re-hash %d", step.name, last.Read, whole.Read)
-			}
-			sameContents(t, digests(t, dir, last.ID), digests(t, dir, whole.ID))
-			t.Logf("%s: %d bytes read of %d, %d new blocks", step.name, last.Read, whole.Read, last.NewBlocks)
+		last = create(t, dir, n)
+		whole := create(t, dir, n, "--rehash-every", "0")
+		if last.Read >= whole.Read || last.Read > 60<<20 || last.Proof != proof || whole.Proof != "" {
+			t.Errorf("%s: %d bytes were read by %q, by a re-hash %d", step.name, last.Read, last.Proof, whole.Read)
 		}
-		want := n.Digest()
-		r := restore(t, dir, last.ID, n)
-		sameContents(t, r.Digest(), want)
-		sound(t, r)
-	})
+		sameContents(t, digests(t, dir, last.ID), digests(t, dir, whole.ID))
+		t.Logf("%s: %d bytes read of %d, %d new blocks", step.name, last.Read, whole.Read, last.NewBlocks)
+	}
+	want := n.Digest()
+	r := restore(t, dir, last.ID, n)
+	sameContents(t, r.Digest(), want)
+	sound(t, r)
 }
 
 // noted takes a backup and returns what it told people, too.
@@ -144,41 +147,43 @@ func TestPageMapUnproven(t *testing.T) {
 // primary that it replaced, by the WAL of both timelines; and not from one that
 // the old primary made after the two had parted.
 func TestPageMapTimelines(t *testing.T) {
-	pgtest.EachLong(t, func(t *testing.T, major int) {
-		dir := newRepo(t)
-		n := pgtest.New(t, pgtest.Options{Major: major, Checksums: true, Config: append(archiving(dir), "autovacuum = off")})
-		n.Exec("CREATE TABLE big AS SELECT g AS id, repeat('x', 500) AS t FROM generate_series(1, 20000) g")
-		n.Exec("VACUUM big") // hint bits are set, and logged, now
-		standby := n.Standby(pgtest.StandbyOptions{})
-		base := create(t, dir, n)
-		n.Exec("UPDATE big SET t = 'on the first timeline' WHERE id = 7")
-		standby.WaitFor(n)
-		standby.Promote()
-		// The old primary lives on, is backed up once more, and is lost.
-		n.Exec("UPDATE big SET t = 'lost' WHERE id BETWEEN 9000 AND 9100")
-		astray := create(t, dir, n)
-		n.Stop()
-		standby.Exec("UPDATE big SET t = 'on the second timeline' WHERE id = 15000")
-		standby.SwitchWAL()
+	pgtest.EachLong(t, func(t *testing.T, major int) { pageMapTimelines(t, major, backup.ProofWAL) })
+}
 
-		refused, said := noted(t, dir, standby)
-		if refused.Read < base.Read || !strings.Contains(said, "every block is read: backup "+astray.ID) || !strings.Contains(said, "does not come from") {
-			t.Errorf("by a backup of another branch: %d bytes were read, at first %d\n%s", refused.Read, base.Read, said)
-		}
-		want := standby.Digest()
-		sameContents(t, restore(t, dir, refused.ID, standby).Digest(), want)
+func pageMapTimelines(t *testing.T, major int, proof string, config ...string) {
+	dir := newRepo(t)
+	n := pgtest.New(t, pgtest.Options{Major: major, Checksums: true, Config: append(append(archiving(dir), "autovacuum = off"), config...)})
+	n.Exec("CREATE TABLE big AS SELECT g AS id, repeat('x', 500) AS t FROM generate_series(1, 20000) g")
+	n.Exec("VACUUM big") // hint bits are set, and logged, now
+	standby := n.Standby(pgtest.StandbyOptions{})
+	base := create(t, dir, n)
+	n.Exec("UPDATE big SET t = 'on the first timeline' WHERE id = 7")
+	standby.WaitFor(n)
+	standby.Promote()
+	// The old primary lives on, is backed up once more, and is lost.
+	n.Exec("UPDATE big SET t = 'lost' WHERE id BETWEEN 9000 AND 9100")
+	astray := create(t, dir, n)
+	n.Stop()
+	standby.Exec("UPDATE big SET t = 'on the second timeline' WHERE id = 15000")
+	standby.SwitchWAL()
 
-		for _, id := range []string{astray.ID, refused.ID} {
-			pgtest.MustRun(t, "dbbackup", "delete", "--repo", dir, "--yes", id)
-		}
-		across, said := noted(t, dir, standby)
-		if across.Read >= base.Read/4 || strings.Contains(said, "every block") {
-			t.Errorf("across the switch: %d bytes were read, at first %d\n%s", across.Read, base.Read, said)
-		}
-		whole := create(t, dir, standby, "--rehash-every", "0")
-		sameContents(t, digests(t, dir, across.ID), digests(t, dir, whole.ID))
-		r := restore(t, dir, across.ID, standby)
-		sameContents(t, r.Digest(), want)
-		sound(t, r)
-	})
+	refused, said := noted(t, dir, standby)
+	if refused.Read < base.Read || !strings.Contains(said, "every block is read: backup "+astray.ID) || !strings.Contains(said, "does not come from") {
+		t.Errorf("by a backup of another branch: %d bytes were read, at first %d\n%s", refused.Read, base.Read, said)
+	}
+	want := standby.Digest()
+	sameContents(t, restore(t, dir, refused.ID, standby).Digest(), want)
+
+	for _, id := range []string{astray.ID, refused.ID} {
+		pgtest.MustRun(t, "dbbackup", "delete", "--repo", dir, "--yes", id)
+	}
+	across, said := noted(t, dir, standby)
+	if across.Read >= base.Read/4 || strings.Contains(said, "every block") || across.Proof != proof {
+		t.Errorf("across the switch: %d bytes were read by %q, at first %d\n%s", across.Read, across.Proof, base.Read, said)
+	}
+	whole := create(t, dir, standby, "--rehash-every", "0")
+	sameContents(t, digests(t, dir, across.ID), digests(t, dir, whole.ID))
+	r := restore(t, dir, across.ID, standby)
+	sameContents(t, r.Digest(), want)
+	sound(t, r)
 }

@@ -72,9 +72,11 @@ type Summary struct {
 	ReadSize      int64 `json:"read_size,omitempty"` // of what was read from the source
 	// Hashed is when every block was read and hashed last: later backups took
 	// blocks over unread that the WAL proves unchanged. Zero: by this backup.
-	Hashed     time.Time `json:"hashed,omitzero"`
-	StoredSize int64     `json:"stored_size"` // of this backup's packs
-	PackCount  int       `json:"packs"`       // that the manifest names
+	Hashed time.Time `json:"hashed,omitzero"`
+	// Proof says what proved that: "wal" or "wal summaries".
+	Proof      string `json:"proof,omitempty"`
+	StoredSize int64  `json:"stored_size"` // of this backup's packs
+	PackCount  int    `json:"packs"`       // that the manifest names
 
 	// Findings are the blocks whose checksum was wrong when they were read,
 	// at most MaxFindings of them; FindingCount is their true number.
