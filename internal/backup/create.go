@@ -227,7 +227,7 @@ func (j *job) prepare(ctx context.Context) (err error) {
 // backup goes into a directory.
 func (j *job) newKeeper(c *repo.Cluster) *walKeeper {
 	size := j.control.XLogSegSize
-	k := &walKeeper{cluster: c, src: j.src, server: j.server, log: j.Log,
+	k := &walKeeper{cluster: c, src: j.src, server: j.server, log: j.Log, progress: j.Progress,
 		timeline: j.start.Timeline, size: size, next: size.Number(j.start.Redo)}
 	if c != nil {
 		k.ours = pushesTo(j.server.archiveTo, c.Repository().Location())

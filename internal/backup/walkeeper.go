@@ -14,6 +14,7 @@ import (
 
 	"tidemark/internal/blockcopy"
 	"tidemark/internal/exit"
+	"tidemark/internal/progress"
 	"tidemark/internal/repo"
 	"tidemark/pkg/timeline"
 	"tidemark/pkg/wal"
@@ -32,8 +33,9 @@ type walKeeper struct {
 	next     wal.SegmentNumber // the first that is not known to be durable
 	// ours says that the server archives into this repository, so that the
 	// keeper gives it a moment before it fetches by itself.
-	ours   bool
-	behind time.Time // since when segments wait for the archiver
+	ours     bool
+	progress progress.Reporter
+	behind   time.Time // since when segments wait for the archiver
 }
 
 // pushesTo reports whether an archive_command is dbbackup push to this
@@ -201,7 +203,7 @@ func (k *walKeeper) catchUp(ctx context.Context, lsn wal.LSN) (moved bool, err e
 // that is not durable yet.
 func (k *walKeeper) finish(ctx context.Context, stop wal.LSN, timeout time.Duration) (*tail, error) {
 	limit := k.size.NumberBefore(stop) + 1
-	begin := time.Now()
+	begin, said := time.Now(), wal.SegmentNumber(0)
 	for {
 		// Only segments that the server has finished are taken from it: an
 		// archive keeps for ever what it got first.
@@ -224,8 +226,12 @@ func (k *walKeeper) finish(ctx context.Context, stop wal.LSN, timeout time.Durat
 		if k.server.inRecovery && k.next == limit-1 && finished >= stop && k.size.Number(finished) == k.next {
 			return k.openTail(ctx, stop)
 		}
-		if time.Since(begin) >= timeout {
+		switch waited := time.Since(begin); {
+		case waited >= timeout:
 			return nil, k.missing(ctx, timeout)
+		case waited >= time.Second && said != k.next:
+			said = k.next
+			k.progress.Phase("waiting for "+k.awaited(), 0, progress.Items)
 		}
 		select {
 		case <-ctx.Done():
@@ -233,6 +239,18 @@ func (k *walKeeper) finish(ctx context.Context, stop wal.LSN, timeout time.Durat
 		case <-time.After(keepInterval):
 		}
 	}
+}
+
+// awaited names the segment that is missing, and who has to bring it.
+func (k *walKeeper) awaited() string {
+	name := wal.SegmentName(k.timeline, k.next, k.size)
+	switch {
+	case k.server.inRecovery:
+		return name + ", which the standby has not replayed"
+	case k.ours:
+		return name + ", which the server's archiver has to bring"
+	}
+	return name + ", which the server has not finished"
 }
 
 func (k *walKeeper) missing(ctx context.Context, timeout time.Duration) error {
