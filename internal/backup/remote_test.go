@@ -59,8 +59,12 @@ func TestOverSSH(t *testing.T) {
 		if err := pgtest.CopyTree(s.Dir, clone); err != nil {
 			t.Fatal(err)
 		}
+		first := pgtest.Run(t, "dbbackup", "create", "--repo", dir, "-d", s.ConnInfo(), "-D", ssh.AtDir(ssh.Port(), clone))
+		if first.Code != 6 || !strings.Contains(first.Stderr, "it is a copy") {
+			t.Errorf("a copy of a standby's that is up to date: %+v", first)
+		}
 		for what, tt := range map[string]struct{ server, where, want string }{
-			"a copy of a standby's":   {s.ConnInfo(), ssh.AtDir(ssh.Port(), clone), "it is a copy"},
+			"a copy of a standby's":   {s.ConnInfo(), ssh.AtDir(ssh.Port(), clone), "is not the server's"},
 			"the primary's":           {s.ConnInfo(), ssh.AtDir(ssh.Port(), n.Dir), ""},
 			"the standby's":           {n.ConnInfo(), ssh.AtDir(ssh.Port(), s.Dir), ""},
 			"a stale copy":            {n.ConnInfo(), ssh.AtDir(ssh.Port(), clone), "checkpoint"},
@@ -104,10 +108,7 @@ func TestOverSSHCut(t *testing.T) {
 // TestSmallestRole: each way of reading needs the rights that the guide names,
 // and no others.
 func TestSmallestRole(t *testing.T) {
-	pgtest.EachLong(t, func(t *testing.T, major int) {
-		if major < 15 {
-			t.Skip("a role that is no superuser can make no checkpoint")
-		}
+	eachSince(t, 15, func(t *testing.T, major int) { // before, only a superuser could make a checkpoint
 		ssh := storetest.NewSFTP(t)
 		dir := newRepo(t)
 		n := pgtest.New(t, pgtest.Options{Major: major})

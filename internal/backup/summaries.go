@@ -117,11 +117,11 @@ func (s *server) coverage(ctx context.Context, h *timeline.History, from, to wal
 		if err != nil {
 			return nil, err
 		}
-		list, lacks := covering(all, h, from, to)
+		list, behind, lacks := covering(all, h, from, to)
 		if lacks == nil {
 			return list, nil
 		}
-		if !on || len(list) == 0 || time.Now().After(deadline) {
+		if !on || !behind || time.Now().After(deadline) {
 			return nil, lacks
 		}
 		select {
@@ -157,13 +157,16 @@ func (s *server) allSummaries(ctx context.Context) ([]walSummary, error) {
 }
 
 // covering picks the summaries that cover a range along a line of descent. With
-// an error, they cover its begin.
-func covering(all []walSummary, h *timeline.History, from, to wal.LSN) ([]walSummary, error) {
+// an error, behind says that what is missing may still come: there is nothing
+// behind it.
+func covering(all []walSummary, h *timeline.History, from, to wal.LSN) (out []walSummary, behind bool, err error) {
+	comes := func(tli wal.TimelineID, at wal.LSN) bool {
+		return !slices.ContainsFunc(all, func(w walSummary) bool { return w.Timeline > tli || w.Timeline == tli && w.End > at })
+	}
 	first := h.TimelineAt(from)
 	if from < to && !slices.ContainsFunc(all, func(w walSummary) bool { return w.Timeline == first && w.Start == from }) {
-		return nil, unprovenf("no WAL summary of the server begins at %s", from)
+		return nil, comes(first, from), unprovenf("no WAL summary of the server begins at %s", from)
 	}
-	var out []walSummary
 	for _, span := range h.Spans() {
 		at, end := max(from, span.Begin), to
 		if span.End != 0 {
@@ -172,12 +175,12 @@ func covering(all []walSummary, h *timeline.History, from, to wal.LSN) ([]walSum
 		for at < end {
 			i := slices.IndexFunc(all, func(w walSummary) bool { return w.Timeline == span.Timeline && w.Start <= at && w.End > at })
 			if i < 0 {
-				return out, unprovenf("the server has no WAL summary of timeline %s from %s on", span.Timeline, at)
+				return nil, comes(span.Timeline, at), unprovenf("the server has no WAL summary of timeline %s from %s on", span.Timeline, at)
 			}
 			out, at = append(out, all[i]), all[i].End
 		}
 	}
-	return out, nil
+	return out, false, nil
 }
 
 // summaries asks for the content of summaries.

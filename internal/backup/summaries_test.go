@@ -2,6 +2,7 @@ package backup_test
 
 import (
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -9,31 +10,30 @@ import (
 	"tidemark/internal/pgtest"
 )
 
-// eachSummarizing runs a test on the versions that summarize WAL.
-func eachSummarizing(t *testing.T, run func(t *testing.T, major int)) {
+// eachSince is pgtest.EachLong for what only later versions have; unless
+// versions are asked for it runs on the newest.
+func eachSince(t *testing.T, least int, run func(t *testing.T, major int)) {
+	all := pgtest.Majors(t)
+	if newest := all[len(all)-1]; os.Getenv("TIDEMARK_PG_MAJORS") == "" && newest >= least {
+		t.Run("pg"+strconv.Itoa(newest), func(t *testing.T) { run(t, newest) })
+		return
+	}
 	pgtest.EachLong(t, func(t *testing.T, major int) {
-		if major < 17 {
-			t.Skip("it has no WAL summaries")
+		if major < least {
+			t.Skipf("it came with version %d", least)
 		}
 		run(t, major)
 	})
 }
 
-// TestSummaries: as TestPageMap, by what the server's summaries say. Where no
-// version is asked for it runs on the newest.
+// TestSummaries: as TestPageMap, by what the server's summaries say.
 func TestSummaries(t *testing.T) {
-	run := func(t *testing.T, major int) { pageMap(t, major, backup.ProofSummaries, "summarize_wal = on") }
-	all := pgtest.Majors(t)
-	if newest := all[len(all)-1]; os.Getenv("TIDEMARK_PG_MAJORS") == "" && newest >= 17 {
-		run(t, newest)
-		return
-	}
-	eachSummarizing(t, run)
+	eachSince(t, 17, func(t *testing.T, major int) { pageMap(t, major, backup.ProofSummaries, "summarize_wal = on") })
 }
 
 // TestSummariesTimelines: as TestPageMapTimelines.
 func TestSummariesTimelines(t *testing.T) {
-	eachSummarizing(t, func(t *testing.T, major int) {
+	eachSince(t, 17, func(t *testing.T, major int) {
 		pageMapTimelines(t, major, backup.ProofSummaries, "summarize_wal = on")
 	})
 }
@@ -41,7 +41,7 @@ func TestSummariesTimelines(t *testing.T) {
 // TestSummariesWithoutWAL: the WAL since the previous backup is nowhere any
 // more; the summaries say what changed. Where they have a gap, it is read.
 func TestSummariesWithoutWAL(t *testing.T) {
-	eachSummarizing(t, func(t *testing.T, major int) {
+	eachSince(t, 17, func(t *testing.T, major int) {
 		dir := newRepo(t)
 		n := pgtest.New(t, pgtest.Options{Major: major, Checksums: true, WALSegMB: 1, Config: []string{"summarize_wal = on", "autovacuum = off"}})
 		n.Exec("CREATE TABLE big AS SELECT g AS id, repeat('x', 500) AS t FROM generate_series(1, 20000) g")
