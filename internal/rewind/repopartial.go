@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"tidemark/internal/exit"
+	"tidemark/internal/repo"
 	"tidemark/pkg/wal"
 )
 
@@ -24,37 +26,68 @@ import (
 // server asks an archive for such a file. So it is copied into pg_wal, under
 // the segment's name and marked as archived: there the server finds it when
 // the archive has no more, and it never reaches an archive as a whole segment.
+//
+// A backup that was taken from a standby may hold the timeline's last segment
+// itself, up to where the backup ended (repo.Summary.Tail). It is used alike.
 type partialSegment struct {
 	number wal.SegmentNumber
-	name   string  // of the file in the archive, with ".partial"
+	name   string  // of the file in the archive, with ".partial"; or of the segment in the backup
 	end    wal.LSN // where its valid records end; 0 where it is of no use
 	why    string  // it is of no use, or not whole: for people
+	inside bool    // the backup holds it
 }
 
 // runningName is the name by which a server looks for the segment.
-func (p *partialSegment) runningName() string {
-	return p.name[:len(p.name)-len(".partial")]
-}
+func (p *partialSegment) runningName() string { return strings.TrimSuffix(p.name, ".partial") }
 
 // is tells whether the segment is this one.
 func (p *partialSegment) is(n wal.SegmentNumber) bool { return p != nil && p.end > 0 && p.number == n }
 
-// findPartial looks for the timeline's end in a .partial file.
+// findPartial looks for the timeline's end in a .partial file, and in the backup.
 func (r *repoSource) findPartial(ctx context.Context) error {
+	whole := wal.SegmentNumber(0) // behind the last segment that is archived whole
 	w := r.coverage[r.history.Timeline]
-	if w == nil || len(w.Partials) == 0 {
+	if w != nil && len(w.Runs) > 0 {
+		whole = w.Runs[len(w.Runs)-1].Last + 1
+	}
+	if w != nil && len(w.Partials) > 0 && w.Partials[len(w.Partials)-1] >= whole {
+		n := w.Partials[len(w.Partials)-1]
+		p := &partialSegment{number: n, name: wal.PartialName(r.history.Timeline, n, r.size)}
+		r.partial = p
+		if err := r.readPartial(ctx, p); err != nil {
+			return exit.Wrap(err, exit.Failed, "push the segment under its own name when it is whole, or look at the repository: dbbackup verify",
+				"reading %s in the repository %s", p.name, r.cluster.Repository().Location())
+		}
+	}
+	if r.backup == nil {
 		return nil
 	}
-	n := w.Partials[len(w.Partials)-1]
-	if len(w.Runs) > 0 && n <= w.Runs[len(w.Runs)-1].Last {
-		return nil // it has been archived whole
+	s := r.backup.Summary()
+	if s.Tail == "" || s.Stop.Timeline != r.history.Timeline || s.TailNumber() < whole || r.partial != nil && r.partial.end >= s.Stop.LSN {
+		return nil
 	}
-	p := &partialSegment{number: n, name: wal.PartialName(r.history.Timeline, n, r.size)}
-	r.partial = p
-	if err := r.readPartial(ctx, p); err != nil {
-		return exit.Wrap(err, exit.Failed, "push it once more under the segment's own name when it is whole, or look at the repository: dbbackup verify", "reading %s in the repository %s", p.name, r.cluster.Repository().Location())
-	}
+	r.partial = &partialSegment{number: s.TailNumber(), name: s.Tail, end: s.Stop.LSN, inside: true}
 	return nil
+}
+
+// openSegment opens a segment under the name that segmentName returns.
+func (r *repoSource) openSegment(ctx context.Context, n wal.SegmentNumber, name string) (wal.Segment, error) {
+	if !r.partial.is(n) || !r.partial.inside {
+		return r.cluster.OpenWAL(ctx, name)
+	}
+	data, err := r.backup.ReadFile(ctx, repo.TailPath(name))
+	if err != nil {
+		return nil, err
+	}
+	return wal.MemorySource{n: data}.OpenSegment(ctx, n)
+}
+
+// where says in which part of the repository a segment lies, for people.
+func (r *repoSource) where(n wal.SegmentNumber) string {
+	if r.partial.is(n) && r.partial.inside {
+		return fmt.Sprintf("the backup %s in the repository %s", r.backup.Summary().ID, r.cluster.Repository().Location())
+	}
+	return "the repository " + r.cluster.Repository().Location()
 }
 
 // readPartial finds where the valid records of a partial segment end, and
@@ -135,7 +168,7 @@ func (r *repoSource) archived(p *partialSegment) wal.Source {
 		if !ok {
 			return nil, fmt.Errorf("segment %d in the archive: %w", n, wal.ErrNoSegment)
 		}
-		return r.cluster.OpenWAL(ctx, name)
+		return r.openSegment(ctx, n, name)
 	})
 }
 
@@ -147,7 +180,7 @@ func (j *job) tellPartial(d *Divergence) {
 	switch p := j.source.repo.partial; {
 	case p.why != "":
 		j.warn("%s", p.why)
-	case !d.Diverged && d.Target.End > d.Source.End:
+	case !p.inside && !d.Diverged && d.Target.End > d.Source.End:
 		j.warn("the archive ends within a segment (%s): if its server was promoted there, the history file of the new timeline is missing in the archive, and the target has diverged", p.name)
 	}
 }

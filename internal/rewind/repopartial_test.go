@@ -269,3 +269,41 @@ func (p *endsWithin) ignored(t *testing.T) {
 	p.put(p.cluster, last, last+".partial")
 	refused(t, p.options(), exit.Refused, previous)
 }
+
+// TestRepositoryTailInBackup: the backup of a standby whose primary was lost
+// before it archived another segment holds the end of the timeline itself.
+func TestRepositoryTailInBackup(t *testing.T) {
+	p := newRepoPair(t, pgtest.Options{})
+	p.new.Promote()
+	third := p.new.Standby(pgtest.StandbyOptions{Name: "third"})
+	p.write()
+	p.old.Stop()
+	want := p.new.Digest() // which writes hint bits
+	p.new.SwitchWAL()
+	p.new.Exec("CREATE TABLE the_end AS SELECT 1 AS i")
+	want["postgres.public.the_end"] = p.new.Digest()["postgres.public.the_end"]
+	p.new.Exec("CHECKPOINT")
+	third.WaitFor(p.new)
+	p.new.WaitSQL("SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'", "0")
+	push(t, p.cluster, p.archive)
+	third.Exec("CHECKPOINT")
+	id := p.backup(third)
+	p.new.Kill()
+	src, err := p.cluster.OpenSource(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tail := src.Summary().Tail
+	if tail == "" || !strings.HasPrefix(tail, "00000002") {
+		t.Fatalf("the backup ends in %q", tail)
+	}
+	rep, err := Check(t.Context(), p.options())
+	if err != nil || !rep.Diverged || rep.Plan == nil || rep.Source.End != src.Summary().Stop.LSN || len(rep.Missing) > 0 {
+		t.Fatalf("%+v, %v", rep, err)
+	}
+	if last := rep.WAL.Replay[len(rep.WAL.Replay)-1]; last.Last != tail || !strings.Contains(last.FoundIn, id) {
+		t.Errorf("replay ends with %+v", last)
+	}
+	mustRun(t, p.options())
+	p.prove(t, want, "f")
+}

@@ -32,9 +32,9 @@ func (p *planner) archivedSegment(n, forkSeg wal.SegmentNumber, mine string, cop
 	case ok:
 		if r.partial.is(n) {
 			copied[r.partial.runningName()] = true
-			p.copySegment(r.partial.runningName(), "from "+name+", the end of the archive")
+			p.copySegment(r.partial.runningName(), "the end of the source: "+name+" in "+r.where(n))
 		}
-		p.needs = append(p.needs, walNeed{n, name, "the repository " + r.cluster.Repository().Location()})
+		p.needs = append(p.needs, walNeed{n, name, r.where(n)})
 	case n < forkSeg && mine != "":
 		p.needs = append(p.needs, walNeed{n, mine, inTarget})
 	default:
@@ -107,7 +107,7 @@ func (r *repoSource) wal(target string) wal.Source {
 		if !ok {
 			return here.OpenSegment(ctx, n)
 		}
-		return r.cluster.OpenWAL(ctx, name)
+		return r.openSegment(ctx, n, name)
 	})
 }
 

@@ -338,6 +338,9 @@ func (r *repoSource) fetchWAL(ctx context.Context, x blockcopy.Range, deliver bl
 	name := archivedName(x.Path)
 	f, err := r.cluster.OpenWAL(ctx, name)
 	if p := r.partial; errors.Is(err, repo.ErrNotArchived) && p != nil && name == p.runningName() && p.is(p.number) {
+		if p.inside {
+			return r.backup.Fetch(ctx, []blockcopy.Range{x}, deliver)
+		}
 		f, err = r.cluster.OpenWAL(ctx, p.name)
 	}
 	if errors.Is(err, repo.ErrNotArchived) {
