@@ -1,7 +1,7 @@
 // Command backup compares dbbackup with other programs for PostgreSQL backups,
 // on one cluster and in one run:
 //
-//	go run ./bench/backup [-scale 140] [-noise 1100] [-rounds 3] [-tx 20000] [-major 15] [-only create|push]
+//	go run ./bench/backup [-scale 140] [-noise 1100] [-rounds 3] [-tx 20000] [-major 15] [-only create|latency|push]
 //	go run ./bench/backup -short                  # a minute, to see that it works
 //
 // A cluster is filled by pgbench (a scale of 140 makes 2.1 GB, checksums on)
@@ -12,6 +12,9 @@
 // cluster is in the page cache and on disk when a program begins. Others may
 // use the machine meanwhile: what counts is the best round, the median stands
 // beside it.
+//
+// What a backup costs others is measured by a pgbench that runs at a steady
+// rate: its 99th percentile while a backup runs, and while none does.
 //
 // `push` is measured on segments that the filling wrote, called one at a time
 // as the server calls its archive_command.
@@ -56,7 +59,7 @@ func main() {
 	flag.IntVar(&s.tx, "tx", 20000, "transactions between the full and the incremental backup")
 	flag.IntVar(&s.rounds, "rounds", 3, "how often each program runs")
 	flag.IntVar(&s.push, "segments", 96, "segments that wait to be archived")
-	flag.StringVar(&s.only, "only", "", "one part: create or push")
+	flag.StringVar(&s.only, "only", "", "one part: create, latency or push")
 	flag.StringVar(&s.flags, "flags", "", "further flags for dbbackup create")
 	short := flag.Bool("short", false, "a short form: scale 10, 75 MB of random bytes, 2000 transactions, 12 segments, one round")
 	flag.Parse()
@@ -75,13 +78,16 @@ func run(ctx context.Context, s settings) error {
 	if err != nil {
 		return err
 	}
-	if s.only != "push" {
-		if err := b.create(ctx); err != nil {
+	for _, part := range []struct {
+		name string
+		do   func(context.Context) error
+	}{{"create", b.create}, {"latency", b.latency}, {"push", b.pushes}} {
+		if s.only != "" && s.only != part.name {
+			continue
+		}
+		if err := part.do(ctx); err != nil {
 			return err
 		}
-	}
-	if s.only != "create" {
-		return b.pushes()
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -25,7 +26,7 @@ type archiver struct {
 
 // pushes measures archiving: the segments wait, and the program is called for
 // one after another, as the server does.
-func (b *bench) pushes() error {
+func (b *bench) pushes(context.Context) error {
 	segments, err := b.segments()
 	if err != nil {
 		return err

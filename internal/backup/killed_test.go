@@ -184,13 +184,13 @@ func TestKilledTar(t *testing.T) {
 	rnd := seeded(t)
 	n := noisy(t, 6)
 	dir := filepath.Join(t.TempDir(), "tars")
-	args := []string{"create", "--plain", dir, "--tar", "--rate", "15MB", "--quiet", "-d", n.ConnInfo()}
+	args := []string{"create", "--plain", dir, "--tar", "--rate", "4MB", "--quiet", "-d", n.ConnInfo()}
 	for range 2 {
 		cmd := exec.Command(pgtest.Bin("dbbackup"), args...)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		wait := int64(rnd.IntN(20 << 20))
+		wait := int64(rnd.IntN(6 << 20))
 		pgtest.Wait(t, func() bool {
 			st, err := os.Stat(filepath.Join(dir, "base.tar.partial"))
 			return err == nil && st.Size() >= wait
