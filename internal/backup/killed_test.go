@@ -187,13 +187,14 @@ func TestKilledTar(t *testing.T) {
 	args := []string{"create", "--plain", dir, "--tar", "--rate", "4MB", "--quiet", "-d", n.ConnInfo()}
 	for range 2 {
 		cmd := exec.Command(pgtest.Bin("dbbackup"), args...)
+		begin := time.Now()
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
 		wait := int64(rnd.IntN(6 << 20))
 		pgtest.Wait(t, func() bool {
 			st, err := os.Stat(filepath.Join(dir, "base.tar.partial"))
-			return err == nil && st.Size() >= wait
+			return err == nil && st.Size() >= wait && st.ModTime().After(begin) // not what the last one left
 		})
 		if r := pgtest.Run(t, "dbbackup", args...); r.Code != 6 || !strings.Contains(r.Stderr, "another process") {
 			t.Errorf("while another one is at work: %+v", r)

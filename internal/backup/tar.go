@@ -145,6 +145,8 @@ func (t *taring) open() (err error) {
 		return err
 	}
 	if err = lockTar(t.manifest); err != nil {
+		err = errors.Join(err, t.manifest.Close())
+		t.manifest = nil // it is another's
 		return err
 	}
 	t.buffer = bufio.NewWriterSize(t.manifest, tarBuffer)

@@ -69,11 +69,22 @@ func isArchive(name string) bool {
 	return ok && err == nil && fmt.Sprint(n) == oid
 }
 
-// lockTar locks the manifest of a backup that is not complete.
+// lockTar locks the manifest of a backup that is not complete. It may have
+// been taken for a dead one's, and removed, before it was locked.
 func lockTar(f *os.File) error {
 	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return exit.New(exit.Refused, "wait for it, or give another directory", "another process writes a backup into %s", filepath.Dir(f.Name()))
+	if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+		return err
 	}
-	return err
+	if err == nil {
+		ours, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		there, err := os.Stat(f.Name())
+		if err == nil && os.SameFile(ours, there) {
+			return nil
+		}
+	}
+	return exit.New(exit.Refused, "wait for it, or give another directory", "another process writes a backup into %s", filepath.Dir(f.Name()))
 }
