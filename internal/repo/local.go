@@ -78,7 +78,7 @@ func (l *Local) Put(ctx context.Context, name string, write func(io.Writer) erro
 	defer os.Remove(tmp) // a no-op once it has its final name
 	defer f.Close()      // releases the lock last of all
 
-	if err := write(&ctxWriter{ctx, f}); err != nil {
+	if err := write(&ctxWriter{ctx, &steadyWriter{f: f}}); err != nil {
 		return diskError(err, l.root)
 	}
 	if err := ctx.Err(); err != nil {
