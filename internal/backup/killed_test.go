@@ -149,7 +149,6 @@ func TestKilledAnywhere(t *testing.T) {
 	s3 := storetest.NewS3(t, false)
 	at := s3.Location("copy")
 	pgtest.MustRun(t, "dbbackup", "init", "--repo", at)
-	begin = time.Now()
 	for range 4 {
 		if !killed(t, within(rnd, took), "copy", "--quiet", "--repo", dir, "--to", at) {
 			break
