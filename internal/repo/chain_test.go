@@ -98,9 +98,15 @@ func (h *chain) step() {
 	case k < 8: // a backup is deleted, with or without a sweep after it
 		id := h.pick()
 		h.say("delete %s", id)
-		h.must(h.c.DeleteBackup(h.t.Context(), id))
+		err := h.c.DeleteBackup(h.t.Context(), id)
+		if h.pins[id] {
+			if !errors.Is(err, repo.ErrPinned) {
+				h.t.Fatalf("delete %s, which is pinned: %v", id, err)
+			}
+			break
+		}
+		h.must(err)
 		delete(h.kept, id)
-		delete(h.pins, id)
 	case k == 8:
 		id := h.pick()
 		h.say("pin %s", id)
@@ -257,6 +263,8 @@ func (h *chain) run(steps int) {
 		h.must(fmt.Errorf("%+v", v.Damages))
 	}
 	for _, id := range h.ids() { // down to nothing
+		_, _, err := h.c.Unpin(h.t.Context(), id)
+		h.must(err)
 		h.must(h.c.DeleteBackup(h.t.Context(), id))
 		delete(h.kept, id)
 		h.sweep()

@@ -127,6 +127,16 @@ func (w *BackupWriter) putPart(n int, text []byte, table []Pack) error {
 	return up.close()
 }
 
+// removeParts removes the parts of a backup that is complete: nobody looks at
+// them any more. What cannot be removed now goes with the backup.
+func (w *BackupWriter) removeParts() {
+	for n := 1; n <= w.parts.count; n++ {
+		if w.cluster.driver.Delete(w.ctx, w.cluster.partHeader(w.started.ID, n).Name) != nil {
+			return
+		}
+	}
+}
+
 // openPart opens a part as if it were a manifest.
 func (c *Cluster) openPart(ctx context.Context, id string, n int) (*Manifest, error) {
 	idx, err := c.readIndex(ctx, c.partHeader(id, n))

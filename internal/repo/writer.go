@@ -336,6 +336,7 @@ func (w *BackupWriter) Commit(s *Summary) error {
 		return err
 	}
 	w.committed = true
+	w.removeParts()
 	w.cancel()
 	return nil
 }
