@@ -15,8 +15,8 @@ type commands struct {
 
 // Examples are printed with --help.
 func (commands) Examples() string {
-	return `dbrecover run --repo /srv/backup -D /srv/pg --to-time '2026-11-21 22:50:01+00'   # to before the mishap
-dbrecover restore --repo /srv/backup -D /srv/pg                                 # ready to be started
+	return `dbrecover run --repo /srv/backup -D /srv/pg --to-time '2026-11-21 22:50:01+00'
+dbrecover restore --repo /srv/backup -D /srv/pg   # ready to be started
 restore_command = 'dbrecover fetch --repo /srv/backup %f %p'`
 }
 
