@@ -53,14 +53,15 @@ func (w *BackupWriter) flushFill() error {
 	return w.place(f)
 }
 
-// drain writes the entries at the head of the queue that are complete.
+// drain writes the entries at the head of the queue that are complete, and
+// remembers them for the next part.
 func (w *BackupWriter) drain() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for len(w.queue) > 0 && !w.done {
 		f := w.queue[0]
 		if !f.closed || !f.placed() {
-			return nil
+			break
 		}
 		w.queue[0] = nil
 		w.queue = w.queue[1:]

@@ -43,22 +43,28 @@ func small(parent string) repo.WriterOptions {
 	return repo.WriterOptions{Tool: "test", BlockSize: testBlock, Parent: parent, FrameBytes: 128 << 10, PackBytes: 400 << 10}
 }
 
-// writeSome writes the first part of a tree, in order.
+// writeSome writes the first part of a tree, in order. As with several readers,
+// there is always a file that is open already when another is closed.
 func writeSome(t *testing.T, w *repo.BackupWriter, tr tree, share float64) {
 	t.Helper()
 	paths := tr.paths()
+	finish := func() {}
 	for _, p := range paths[:int(float64(len(paths))*share)] {
 		f, err := w.File(blockcopy.Entry{Path: p, Size: int64(len(tr[p])), Mode: 0o600})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := f.Write(0, tr[p]); err != nil {
-			t.Fatal(err)
-		}
-		if err := f.Close(int64(len(tr[p])), false); err != nil {
-			t.Fatal(err)
+		finish()
+		finish = func() {
+			if err := f.Write(0, tr[p]); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Close(int64(len(tr[p])), false); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
+	finish()
 }
 
 // TestResume: a backup that was suspended is gone on with: what is durable is
