@@ -57,6 +57,11 @@ func open(ctx context.Context, location string, identity cli.IdentityFlag) (*rep
 	if err != nil {
 		return nil, err
 	}
+	return openWith(ctx, location, ids)
+}
+
+// openWith is open with keys that were read before.
+func openWith(ctx context.Context, location string, ids *repo.Identities) (*repo.Repository, error) {
 	if err := becomeRepoOwner(location); err != nil {
 		return nil, err
 	}

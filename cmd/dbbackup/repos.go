@@ -47,8 +47,8 @@ func succeeded[T any](results []T, errs []error) []T {
 
 // inTurn runs do for each repository, one after another, and prints what came of
 // it: with --json as it is where there is one repository, and the documents of
-// all in the member "repositories" where there are several. A backup that is
-// named need not be in all of them.
+// all in the member "repositories" where there are several. A backup or key that
+// is named need not be in all of them.
 func inTurn[T any](e *cli.Env, locations []string, do func(location string) (*T, error), text func(*cli.Text, *T)) error {
 	if err := needRepos(locations); err != nil {
 		return err
@@ -65,7 +65,7 @@ func inTurn[T any](e *cli.Env, locations []string, do func(location string) (*T,
 		return inSome(locations, errs, "failed")
 	}
 	for i, err := range errs {
-		if errors.Is(err, repo.ErrNoBackup) {
+		if errors.Is(err, repo.ErrNoBackup) || errors.Is(err, repo.ErrNoRecipient) || errors.Is(err, repo.ErrNotEncrypted) {
 			e.Note("%v", err)
 			errs[i] = nil
 		}

@@ -3,8 +3,11 @@ package backup
 import (
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 
 	"tidemark/internal/exit"
 	"tidemark/internal/progress"
@@ -13,7 +16,7 @@ import (
 
 // CopyOptions say what is copied.
 type CopyOptions struct {
-	Backups  []string // identifiers; nil for all
+	Backups  []string // identifiers, their beginnings, or "latest"; nil for all
 	AllWAL   bool     // the whole archive, and not only what the backups need to be consistent
 	Jobs     int
 	Progress progress.Reporter
@@ -21,90 +24,237 @@ type CopyOptions struct {
 
 // CopyResult is what was copied into another repository.
 type CopyResult struct {
-	From     string   `json:"from"`      // where it was
-	To       string   `json:"to"`        // where it is now as well
-	Copied   []string `json:"copied"`    // identifiers of the backups
-	There    []string `json:"there"`     // those that were there already
-	WALFiles int      `json:"wal_files"` // how many WAL files were copied
+	To       string       `json:"to"`        // the other repository
+	Sources  []CopySource `json:"sources"`   // where it was, in the order in which they were asked
+	Copied   []string     `json:"copied"`    // identifiers of the backups
+	There    []string     `json:"there"`     // those that were there already
+	WALFiles int          `json:"wal_files"` // how many WAL files were copied
 }
 
-// Copy copies backups, and the WAL that makes them consistent, into another
-// repository. What is there already is not copied again, so the same command
-// goes on where an interrupted one had come to.
-func Copy(ctx context.Context, from, to *repo.Cluster, o CopyOptions) (*CopyResult, error) {
+// CopySource is a repository that was copied from.
+type CopySource struct {
+	Repository string   `json:"repository"` // where it is
+	Copied     []string `json:"copied"`     // identifiers of the backups that it gave
+}
+
+// copying is one run of Copy.
+type copying struct {
+	CopyOptions
+	from   []*repo.Cluster
+	to     *repo.Cluster
+	res    *CopyResult
+	failed []error // of sources that could not give all they have
+}
+
+// toCopy is a backup and who has it, in the order in which they are asked.
+type toCopy struct {
+	summary *repo.Summary
+	at      []int // numbers of the sources
+}
+
+// Copy copies backups, and the WAL that makes them consistent, from one or
+// several repositories into another one: each backup from the first that has
+// it, and from the next if that one fails. What is there already is not copied
+// again, so the same command goes on where an interrupted one had come to.
+func Copy(ctx context.Context, from []*repo.Cluster, to *repo.Cluster, o CopyOptions) (*CopyResult, error) {
 	o.Progress = progress.Or(o.Progress)
 	o.Jobs = cmp.Or(o.Jobs, runtime.GOMAXPROCS(0))
-	cat, err := from.Catalog(ctx)
+	c := &copying{CopyOptions: o, from: from, to: to,
+		res: &CopyResult{To: to.Repository().Location(), Copied: []string{}, There: []string{}}}
+	for _, f := range from {
+		if f.Repository().ID() == to.Repository().ID() {
+			return nil, exit.New(exit.Refused, "make another one with dbbackup init", "%s and %s are one repository", f.Repository().Location(), c.res.To)
+		}
+		c.res.Sources = append(c.res.Sources, CopySource{f.Repository().Location(), []string{}})
+	}
+	plan, err := c.plan(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if from.Repository().ID() == to.Repository().ID() {
-		return nil, exit.New(exit.Refused, "make another one with dbbackup init", "%s and %s are one repository", from.Repository().Location(), to.Repository().Location())
-	}
-	ids, err := fullIDs(ctx, from, o.Backups)
-	if err != nil {
-		return nil, err
-	}
-	res := &CopyResult{From: from.Repository().Location(), To: to.Repository().Location(), Copied: []string{}, There: []string{}}
-	for _, s := range cat.Backups {
-		if ids != nil && !slices.Contains(ids, s.ID) {
-			continue
-		}
-		err := needed(s, func(name string) error { return copyWAL(ctx, from, to, name, res) })
-		if err != nil {
-			return res, err
-		}
-		o.Progress.Phase("copying "+s.ID, 0, progress.Bytes)
-		did, err := to.CopyBackup(ctx, from, s.ID, o.Jobs, o.Progress.Add)
-		if err != nil {
-			return res, err
-		}
-		if did {
-			res.Copied = append(res.Copied, s.ID)
-		} else {
-			res.There = append(res.There, s.ID)
+	for _, b := range plan {
+		if err := c.backup(ctx, b); err != nil {
+			return c.res, err
 		}
 	}
-	if len(res.Copied) > 0 { // what interrupted copies of them left
+	if len(c.res.Copied) > 0 { // what interrupted copies of them left
 		if _, err := to.Sweep(ctx, nil, false); err != nil {
 			o.Progress.Note("what interrupted copies left is still there, the next dbbackup expire removes it: %v", err)
 		}
 	}
-	for _, id := range ids {
-		if !slices.Contains(res.Copied, id) && !slices.Contains(res.There, id) {
-			return res, exit.New(exit.Failed, "dbbackup list shows what there is", "there is no backup %s in %s", id, res.From)
-		}
+	if o.AllWAL {
+		c.archives(ctx)
 	}
-	if !o.AllWAL {
-		return res, nil
+	if err := ctx.Err(); err != nil {
+		return c.res, err
 	}
-	archive, err := listArchive(ctx, from)
-	if err != nil {
-		return res, err
-	}
-	o.Progress.Phase("copying WAL", int64(len(archive.files)), progress.Items)
-	for _, f := range archive.files {
-		if err := copyWAL(ctx, from, to, f.String(), res); err != nil {
-			return res, err
-		}
-		o.Progress.Add(1)
-	}
-	return res, nil
+	return c.res, c.lacking()
 }
 
-// copyWAL copies one WAL file unless it is there.
-func copyWAL(ctx context.Context, from, to *repo.Cluster, name string, res *CopyResult) error {
-	if has, err := to.HasWAL(ctx, name); err != nil || has {
+// lacking is the error of a copy that was to hold everything, and does not.
+func (c *copying) lacking() error {
+	if len(c.failed) == 0 || c.Backups != nil && !c.AllWAL {
+		return nil
+	}
+	return exit.Wrap(errors.Join(c.failed...), exit.Partial, "run the same command again: what has come is not copied again", "not everything is copied")
+}
+
+// plan lists what is to be copied, the oldest first.
+func (c *copying) plan(ctx context.Context) ([]*toCopy, error) {
+	all, damaged := map[string]*toCopy{}, map[string]error{}
+	for i, f := range c.from {
+		cat, err := f.Catalog(ctx)
+		if err != nil && len(c.from) == 1 {
+			return nil, err
+		}
+		if err != nil {
+			c.fail(i, err)
+			continue
+		}
+		for _, s := range cat.Backups {
+			if all[s.ID] == nil {
+				all[s.ID] = &toCopy{summary: s}
+			}
+			all[s.ID].at = append(all[s.ID].at, i)
+		}
+		for _, d := range cat.Damaged {
+			damaged[d.ID] = d.Err
+		}
+	}
+	if len(c.failed) == len(c.from) {
+		return nil, errors.Join(c.failed...)
+	}
+	var plan []*toCopy
+	for _, b := range all {
+		plan = append(plan, b)
+	}
+	sortBy(plan, func(b *toCopy) string { return b.summary.ID })
+	if c.Backups == nil {
+		return plan, nil
+	}
+	wanted := map[string]bool{}
+	for _, name := range c.Backups {
+		id, err := c.resolve(name, plan, damaged)
+		if err != nil {
+			return nil, err
+		}
+		wanted[id] = true
+	}
+	return slices.DeleteFunc(plan, func(b *toCopy) bool { return !wanted[b.summary.ID] }), nil
+}
+
+// resolve finds the backup that is meant: "latest", an identifier, or the
+// beginning of one.
+func (c *copying) resolve(name string, plan []*toCopy, damaged map[string]error) (string, error) {
+	var ids []string
+	for _, b := range plan {
+		if id := b.summary.ID; id == name {
+			return id, nil
+		} else if strings.HasPrefix(id, name) || name == "latest" {
+			ids = append(ids, id)
+		}
+	}
+	switch {
+	case name == "latest" && len(ids) > 0:
+		return ids[len(ids)-1], nil
+	case len(ids) == 1:
+		return ids[0], nil
+	case len(ids) > 1:
+		return "", exit.New(exit.Usage, "name one of them: "+strings.Join(ids[:min(len(ids), 5)], ", "), "%d backups begin with %s", len(ids), name)
+	case damaged[name] != nil:
+		return "", fmt.Errorf("the manifest of backup %s cannot be read: %w", name, damaged[name])
+	}
+	var where []string
+	for _, s := range c.res.Sources {
+		where = append(where, s.Repository)
+	}
+	return "", exit.New(exit.Failed, "dbbackup list shows what there is", "there is no backup %s in %s", name, strings.Join(where, ", "))
+}
+
+// backup copies one backup from the first source that can give it.
+func (c *copying) backup(ctx context.Context, b *toCopy) error {
+	var errs []error
+	for k, i := range b.at {
+		err := c.backupFrom(ctx, b, i)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		if len(c.from) > 1 {
+			err = fmt.Errorf("%s: %w", c.res.Sources[i].Repository, err)
+		}
+		if errs = append(errs, err); k+1 < len(b.at) {
+			c.Progress.Note("backup %s is taken from %s: %v", b.summary.ID, c.res.Sources[b.at[k+1]].Repository, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *copying) backupFrom(ctx context.Context, b *toCopy, i int) error {
+	id := b.summary.ID
+	err := needed(b.summary, func(name string) error { return c.wal(ctx, name, i) })
+	if err != nil {
 		return err
 	}
+	c.Progress.Phase("copying "+id, 0, progress.Bytes)
+	did, err := c.to.CopyBackup(ctx, c.from[i], id, c.Jobs, c.Progress.Add)
+	switch {
+	case err != nil:
+		return err
+	case did:
+		c.res.Copied = append(c.res.Copied, id)
+		c.res.Sources[i].Copied = append(c.res.Sources[i].Copied, id)
+	default:
+		c.res.There = append(c.res.There, id)
+	}
+	return nil
+}
+
+// wal copies one WAL file unless it is there: from a source, or from another
+// one if that one lacks it.
+func (c *copying) wal(ctx context.Context, name string, source int) error {
+	if has, err := c.to.HasWAL(ctx, name); err != nil || has {
+		return err
+	}
+	err := c.walFrom(ctx, name, c.from[source])
+	for i := 0; i < len(c.from) && errors.Is(err, repo.ErrNotArchived); i++ {
+		if i == source {
+			continue
+		}
+		if other := c.walFrom(ctx, name, c.from[i]); !errors.Is(other, repo.ErrNotArchived) {
+			err = other
+		}
+	}
+	return err
+}
+
+func (c *copying) walFrom(ctx context.Context, name string, from *repo.Cluster) error {
 	f, err := from.OpenWAL(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	p, err := to.PushWAL(ctx, name, f, f.Size())
+	p, err := c.to.PushWAL(ctx, name, f, f.Size())
 	if err == nil && !p.Existed {
-		res.WALFiles++
+		c.res.WALFiles++
 	}
 	return err
+}
+
+// fail remembers what is wrong with a source.
+func (c *copying) fail(source int, err error) {
+	c.failed = append(c.failed, fmt.Errorf("%s: %w", c.res.Sources[source].Repository, err))
+}
+
+// archives copies all WAL of all sources.
+func (c *copying) archives(ctx context.Context) {
+	for i, f := range c.from {
+		archive, err := listArchive(ctx, f)
+		c.Progress.Phase("copying WAL", int64(len(archive.files)), progress.Items)
+		for k := 0; k < len(archive.files) && err == nil; k++ {
+			err = c.wal(ctx, archive.files[k].String(), i)
+			c.Progress.Add(1)
+		}
+		if err != nil {
+			c.fail(i, err)
+		}
+	}
 }

@@ -18,7 +18,7 @@ type demoGrammar struct {
 
 type checkCmd struct {
 	DataDirFlag
-	RepoFlag
+	ReposFlag
 	Fail string `help:"How to end."`
 }
 
@@ -38,7 +38,7 @@ func (c *checkCmd) Run(ctx context.Context, e *Env) error {
 	case "silent":
 		return &exit.Error{Code: 200}
 	}
-	return e.Render(map[string]any{"pgdata": c.PGData, "repo": c.Repo}, func(t *Text) { t.KV("pgdata", c.PGData, "repo", c.Repo) })
+	return e.Render(map[string]any{"pgdata": c.PGData, "repo": strings.Join(c.Repos, ",")}, func(t *Text) { t.KV("pgdata", c.PGData, "repo", strings.Join(c.Repos, ",")) })
 }
 
 type runCmd struct {

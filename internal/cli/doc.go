@@ -11,7 +11,7 @@
 //
 //	type createCmd struct {
 //		cli.DSNFlag
-//		cli.RepoFlag
+//		cli.ReposFlag
 //		cli.JobsFlag
 //	}
 //
@@ -41,7 +41,7 @@
 //	-D, --pgdata DIR      DataDirFlag   the data directory (environment PGDATA)
 //	-d, --dsn CONNINFO    DSNFlag       a libpq connection string or URI; what it leaves
 //	                                    open comes from PGHOST, PGSERVICE, PGPASSFILE, ...
-//	    --repo DIR        RepoFlag      the repository (environment TIDEMARK_REPO)
+//	    --repo DIR        ReposFlag     the repositories (environment TIDEMARK_REPO)
 //	    --jobs N          JobsFlag      parallel workers
 //	    --bindir DIR      BindirFlag    the server's programs
 //	-n, --dry-run         DryRunFlag    print the plan, change nothing
@@ -49,7 +49,7 @@
 //
 // Each is taken from the command line, else from the environment, else from
 // tidemark.toml, else it has its default. A flag of a verb's own is read from
-// the file when it carries a tag such as `config:"repository.path"`.
+// the file when it carries a tag such as `config:"retention.keep_last"`.
 //
 // # Output
 //

@@ -66,11 +66,6 @@ type DSNFlag struct {
 	DSN string `name:"dsn" short:"d" placeholder:"CONNINFO" help:"Connection string or URI; libpq's environment fills in the rest."`
 }
 
-// RepoFlag names the repository; where several are configured, the first.
-type RepoFlag struct {
-	Repo string `name:"repo" placeholder:"REPO" type:"repository" env:"TIDEMARK_REPO" config:"repository.path" help:"Repository: a directory, s3://BUCKET/PREFIX?endpoint=URL, or sftp://USER@HOST/PATH."`
-}
-
 // ReposFlag names one repository or several.
 type ReposFlag struct {
 	Repos []string `name:"repo" placeholder:"REPO" sep:"none" type:"repository" env:"TIDEMARK_REPO" config:"repository.paths" help:"Repository: a directory, s3://BUCKET/PREFIX?endpoint=URL, or sftp://USER@HOST/PATH; may be repeated."`

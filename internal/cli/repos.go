@@ -24,8 +24,7 @@ func splitRepos(s string) []string {
 	}
 }
 
-// repoMapper decodes --repo: all that are named into a slice, the first into a
-// string, for the verbs that work on one.
+// repoMapper decodes --repo.
 type repoMapper struct{}
 
 // Decode implements kong.Mapper.
@@ -43,10 +42,6 @@ func (repoMapper) Decode(ctx *kong.DecodeContext, target reflect.Value) error {
 	default:
 		return fmt.Errorf("a repository is a text, not %v", v)
 	}
-	if target.Kind() == reflect.Slice {
-		target.Set(reflect.AppendSlice(target, reflect.ValueOf(names).Convert(target.Type())))
-		return nil
-	}
-	target.SetString(names[0])
+	target.Set(reflect.AppendSlice(target, reflect.ValueOf(names).Convert(target.Type())))
 	return nil
 }

@@ -12,14 +12,7 @@ import (
 )
 
 type reposGrammar struct {
-	One  oneRepo  `cmd:""`
 	Many manyRepo `cmd:""`
-}
-
-type oneRepo struct{ RepoFlag }
-
-func (c *oneRepo) Run(e *Env) error {
-	return e.Render(nil, func(t *Text) { t.Line("%s", c.Repo) })
 }
 
 type manyRepo struct{ ReposFlag }
@@ -29,37 +22,35 @@ func (c *manyRepo) Run(e *Env) error {
 }
 
 // TestRepositories: --repo, TIDEMARK_REPO and the file name one repository or
-// several, in that order of precedence; a verb for one gets the first.
+// several, in that order of precedence.
 func TestRepositories(t *testing.T) {
 	one := writeConfig(t, "[repository]\npath = \"/file\"\n")
 	several := writeConfig(t, "[repository]\npaths = [\"/file\", \"s3://b/p?endpoint=http://h,x\"]\n")
 	tests := []struct {
-		args        string
-		env         string
-		first, many string
+		args string
+		env  string
+		want string
 	}{
-		{"--repo /a", "", "/a", "/a"},
-		{"--repo /a --repo s3://b/p", "/env", "s3://b/p", "/a | s3://b/p"},
-		{"--repo /a,sftp://h/x", "", "/a", "/a | sftp://h/x"},
-		{"--repo /a,b", "", "/a,b", "/a,b"},
-		{"", "/env,/other", "/env", "/env | /other"},
-		{"--config " + one, "", "/file", "/file"},
-		{"--config " + several, "", "/file", "/file | s3://b/p?endpoint=http://h,x"},
-		{"--config " + several, "/env", "/env", "/env"},
-		{"--config " + several + " --repo /a", "/env", "/a", "/a"},
+		{"--repo /a", "", "/a"},
+		{"--repo /a --repo s3://b/p", "/env", "/a | s3://b/p"},
+		{"--repo /a,sftp://h/x", "", "/a | sftp://h/x"},
+		{"--repo /a,b", "", "/a,b"},
+		{"", "/env,/other", "/env | /other"},
+		{"--config " + one, "", "/file"},
+		{"--config " + several, "", "/file | s3://b/p?endpoint=http://h,x"},
+		{"--config " + several, "/env", "/env"},
+		{"--config " + several + " --repo /a", "/env", "/a"},
 	}
 	for _, tt := range tests {
 		t.Setenv("TIDEMARK_REPO", tt.env)
 		if tt.env == "" {
 			unset(t, "TIDEMARK_REPO")
 		}
-		for verb, want := range map[string]string{"one": tt.first, "many": tt.many} {
-			var out, errs bytes.Buffer
-			args := append([]string{verb}, strings.Fields(tt.args)...)
-			code := Run(context.Background(), "x", "", &reposGrammar{}, Streams{In: strings.NewReader(""), Out: &out, Err: &errs}, args)
-			if got := strings.TrimSpace(out.String()); code != 0 || got != want {
-				t.Errorf("%s %s (env %q): %q, want %q; code %d %s", verb, tt.args, tt.env, got, want, code, &errs)
-			}
+		var out, errs bytes.Buffer
+		args := append([]string{"many"}, strings.Fields(tt.args)...)
+		code := Run(context.Background(), "x", "", &reposGrammar{}, Streams{In: strings.NewReader(""), Out: &out, Err: &errs}, args)
+		if got := strings.TrimSpace(out.String()); code != 0 || got != tt.want {
+			t.Errorf("%s (env %q): %q, want %q; code %d %s", tt.args, tt.env, got, tt.want, code, &errs)
 		}
 	}
 	if _, err := LoadConfig(writeConfig(t, "[repository]\npath = \"/a\"\npaths = [\"/b\"]\n")); exit.CodeOf(err) != exit.Usage {

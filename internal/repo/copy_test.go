@@ -80,7 +80,7 @@ func TestCopyResumed(t *testing.T) {
 	if _, err := to.Sweep(t.Context(), nil, false); err != nil {
 		t.Fatal(err)
 	}
-	res, err := command.Copy(t.Context(), from, to, command.CopyOptions{Backups: []string{second.ID}})
+	res, err := command.Copy(t.Context(), []*repo.Cluster{from}, to, command.CopyOptions{Backups: []string{second.ID}})
 	if err != nil || !slices.Equal(res.Copied, []string{second.ID}) {
 		t.Fatalf("%+v, %v", res, err)
 	}

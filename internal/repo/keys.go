@@ -54,7 +54,7 @@ func (r *Repository) Keys(ctx context.Context) ([]VaultKey, error) {
 }
 
 func (r *Repository) inTheClear() error {
-	return exit.Wrap(errNotEncrypted, exit.Refused,
+	return exit.Wrap(ErrNotEncrypted, exit.Refused,
 		"encryption is chosen when a repository is made: dbbackup init --recipient KEY in a new place, then dbbackup copy", "%s", r.Location())
 }
 
@@ -96,6 +96,10 @@ func identityText(ids []age.Identity) []byte {
 	return b.Bytes()
 }
 
+// ErrNoRecipient is returned when a key is to be removed that the repository
+// does not know.
+var ErrNoRecipient = errors.New("it is no recipient")
+
 // RemoveRecipient takes the repository's keys from someone, named by public
 // key or fingerprint. What that person copied remains readable to them; what
 // is to be written must go under a new key: see RotateKey.
@@ -127,7 +131,7 @@ func (r *Repository) RemoveRecipient(ctx context.Context, who string) (Recipient
 		found = append(found, wraps[i])
 	}
 	if len(found) == 0 {
-		return Recipient{}, exit.New(exit.Failed, "dbbackup key list shows them", "there is no recipient %s", who)
+		return Recipient{}, exit.Wrap(ErrNoRecipient, exit.Failed, "dbbackup key list shows them", "%s cannot read %s", who, r.Location())
 	}
 	for _, w := range found {
 		if err := r.driver.Delete(ctx, wrapName(w.Epoch, w.Recipient)); err != nil {

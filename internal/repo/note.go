@@ -90,8 +90,8 @@ func getNote(ctx context.Context, d Driver, name string, v any) error {
 	return decodeNote(name, data, v)
 }
 
-// errNotEncrypted is returned for what only an encrypted repository has.
-var errNotEncrypted = errors.New("the repository is not encrypted")
+// ErrNotEncrypted is returned for what only an encrypted repository has.
+var ErrNotEncrypted = errors.New("the repository is not encrypted")
 
 // lastElement is the part of a name behind its last slash.
 func lastElement(name string) string { return name[strings.LastIndexByte(name, '/')+1:] }
