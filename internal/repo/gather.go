@@ -58,10 +58,19 @@ func (w *BackupWriter) flushFill() error {
 func (w *BackupWriter) drain() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err := w.drainQueue(); err != nil {
+		return err
+	}
+	w.snapshot()
+	return nil
+}
+
+// drainQueue is drain without a part; mu is held.
+func (w *BackupWriter) drainQueue() error {
 	for len(w.queue) > 0 && !w.done {
 		f := w.queue[0]
 		if !f.closed || !f.placed() {
-			break
+			return nil
 		}
 		w.queue[0] = nil
 		w.queue = w.queue[1:]
@@ -76,6 +85,5 @@ func (w *BackupWriter) drain() error {
 			w.parts.text = append(w.parts.text, w.line...)
 		}
 	}
-	w.snapshot()
 	return nil
 }

@@ -594,6 +594,9 @@ func TestFaults(t *testing.T) {
 			if !d.tidy.Load() { // the backup is complete: its parts may stay
 				t.Fatalf("fault %d was swallowed", n)
 			}
+			if err := good.DeleteBackup(t.Context(), s.ID); err != nil { // the next one may take more operations
+				t.Fatal(err)
+			}
 			continue
 		}
 		if !errors.Is(err, errInjected) {

@@ -345,11 +345,11 @@ func (w *BackupWriter) commit(s *Summary) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	if err := w.drain(); err != nil {
-		return err
-	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err := w.drainQueue(); err != nil { // all parts are written, and no more are wanted
+		return err
+	}
 	if len(w.queue) > 0 {
 		return fmt.Errorf("%s was not closed", w.queue[0].entry.Path)
 	}
