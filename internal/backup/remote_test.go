@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"tidemark/internal/pgtest"
 	"tidemark/internal/repo/storetest"
@@ -134,7 +135,14 @@ func TestSmallestRole(t *testing.T) {
 		n.Exec("GRANT EXECUTE ON FUNCTION pg_catalog.pg_ls_dir(text, boolean, boolean), pg_catalog.pg_stat_file(text, boolean), pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean) TO backup")
 		access("SQL", take(), "sql")
 		n.Exec("GRANT pg_read_all_settings TO backup")
+		begin := time.Now()
 		access("found here", take(), "files")
+		took := time.Since(begin)
+		n.Exec("REVOKE EXECUTE ON FUNCTION pg_catalog.pg_switch_wal() FROM backup") // nobody completes the last segment
+		begin = time.Now()
+		if r := take("--repo", newRepo(t), "--timeout", "3s"); r.Code != 1 || strings.Count(r.Stderr, "did not arrive within 3s") != 2 || time.Since(begin) > 6*time.Second+took {
+			t.Errorf("without pg_switch_wal, into two, after %s: %+v", time.Since(begin), r)
+		}
 		n.Exec("REVOKE pg_checkpoint FROM backup")
 		if r := take("-D", n.Dir); r.Code != 1 || !strings.Contains(r.Stderr, "pg_checkpoint") {
 			t.Errorf("without pg_checkpoint: %+v", r)

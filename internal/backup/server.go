@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -26,6 +27,7 @@ import (
 // session owns the slot, so it lives as long as the backup.
 type server struct {
 	conn     *pgx.Conn
+	asking   sync.Mutex // held by those who use conn while the WAL is waited for
 	conninfo string
 	log      *slog.Logger
 

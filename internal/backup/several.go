@@ -265,7 +265,7 @@ func (j *job) conclude(ctx context.Context, ds destinations) error {
 // replaying it gives the cluster.
 func (j *job) wait(ctx context.Context, ds destinations, stop wal.LSN) error {
 	j.Progress.Phase("waiting for the WAL", 0, progress.Items)
-	err := ds.each(ctx, func(d *destination) (err error) {
+	err := ds.atOnce(ctx, func(d *destination) (err error) {
 		d.tail, err = d.keeper.finish(ctx, stop, j.Timeout)
 		return err
 	})

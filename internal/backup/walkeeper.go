@@ -267,6 +267,8 @@ func (k *walKeeper) missing(ctx context.Context, timeout time.Duration) error {
 
 // archiverTrouble tells what the server's archiver failed at last.
 func (s *server) archiverTrouble(ctx context.Context) string {
+	s.asking.Lock()
+	defer s.asking.Unlock()
 	var text string
 	err := s.conn.QueryRow(ctx, `SELECT coalesce(format('archiving of %s failed at %s', last_failed_wal, last_failed_time), '') FROM pg_stat_archiver
 		WHERE last_failed_time > coalesce(last_archived_time, '-infinity')`).Scan(&text)
@@ -290,6 +292,8 @@ func (s *server) current(ctx context.Context) (wal.LSN, error) {
 }
 
 func (s *server) position(ctx context.Context, sql string) (wal.LSN, error) {
+	s.asking.Lock()
+	defer s.asking.Unlock()
 	var text string
 	if err := s.conn.QueryRow(ctx, sql).Scan(&text); err != nil {
 		return 0, fmt.Errorf("asking the server for its WAL position: %w", err)
