@@ -12,7 +12,7 @@ import (
 type pushCmd struct {
 	cli.ReposFlag
 	PGData string `name:"pgdata" short:"D" placeholder:"DIR" type:"path" help:"Data directory; the current one by default, as the server runs it."`
-	Ahead  *int   `placeholder:"N" help:"Archive up to N of the segments that wait behind it along with it, in parallel; 15 by default, 0: none."`
+	Ahead  *int   `placeholder:"N" help:"Archive up to N of the segments that wait behind it along with it, in parallel; 31 by default, 0: none."`
 	File   string `arg:"" name:"file" help:"The WAL file: %p of archive_command."`
 }
 
@@ -29,7 +29,7 @@ func (c *pushCmd) Run(ctx context.Context, e *cli.Env) error {
 		ahead = *c.Ahead
 	}
 	results, err := inEach(c.Repos, func(location string) (*backup.PushResult, error) {
-		return backup.Push(ctx, backup.PushOptions{Repository: location, DataDir: c.PGData, File: c.File, Ahead: ahead})
+		return backup.Push(ctx, backup.PushOptions{Repository: location, DataDir: c.PGData, File: c.File, Ahead: ahead, Log: e.Log()})
 	})
 	if len(results) == 0 || !e.JSON() && !e.Verbose() {
 		return err // the server's log needs no line for each segment

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -41,12 +42,17 @@ type PushOptions struct {
 	DataDir    string // the server's; the current directory where empty
 	File       string // relative to DataDir
 	Ahead      int    // waiting segments to take along at most; see DefaultAhead
+
+	Log *slog.Logger // nil: nothing is logged
 }
 
 // Push archives one WAL file, as archive_command does. It returns when the
 // file is durable in the repository.
 func Push(ctx context.Context, o PushOptions) (*PushResult, error) {
 	dataDir, path := cmp.Or(o.DataDir, "."), o.File
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
 	control, err := volume.ReadControl(dataDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, exit.Wrap(err, exit.Failed, "the server runs archive_command in its data directory; by hand, change there first or name it with -D",
@@ -84,21 +90,27 @@ func Push(ctx context.Context, o PushOptions) (*PushResult, error) {
 		return nil, err
 	}
 	res.SystemID = string(id)
-	return res, res.push(ctx, r.Cluster(control.SystemIdentifier), f, filepath.Dir(file), o.Ahead)
+	return res, res.push(ctx, r.Cluster(control.SystemIdentifier), f, filepath.Dir(file), o)
 }
 
 // push archives the file and, unless it was archived before, those that wait
 // behind it.
-func (res *PushResult) push(ctx context.Context, c *repo.Cluster, f *os.File, walDir string, ahead int) error {
+func (res *PushResult) push(ctx context.Context, c *repo.Cluster, f *os.File, walDir string, o PushOptions) error {
+	if r, ok := findReceipt(c, res.File, f); ok {
+		if there, err := c.WALObject(ctx, res.File); err == nil && there == r.Object {
+			res.Existed = true
+			return nil
+		}
+	}
 	var g errgroup.Group
-	if names := waiting(walDir, res.File, ahead); len(names) > 0 {
+	if names := waiting(walDir, res.File, o.Ahead); len(names) > 0 {
 		has, err := c.HasWAL(ctx, res.File)
 		if err != nil {
 			return err
 		}
 		if !has {
 			g.Go(func() error {
-				res.Ahead = pushAhead(ctx, c, walDir, names)
+				res.Ahead = pushAhead(ctx, c, walDir, names, o.Log)
 				return nil
 			})
 		}

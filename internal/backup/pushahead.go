@@ -2,11 +2,13 @@ package backup
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -17,13 +19,13 @@ import (
 
 // The server calls its archive_command for one segment at a time and waits. A
 // push that finds more segments waiting therefore archives the next ones as
-// well, in parallel, and the calls for those find them there and only compare.
-// Nothing is remembered between calls, and nothing lies anywhere but in the
-// repository and in the server's pg_wal: a segment whose read-ahead failed or
-// was cut off is simply pushed when the server calls for it.
+// well, in parallel, and the calls for those find them there (see receipts.go).
+// No WAL lies anywhere but in the repository and in the server's pg_wal: a
+// segment whose read-ahead failed or was cut off is simply pushed when the
+// server calls for it.
 const (
 	// DefaultAhead is how many waiting segments a push takes along.
-	DefaultAhead = 15
+	DefaultAhead = 31
 	// aheadTime is how long a push goes on to begin further ones: the server
 	// waits, and a fast shutdown waits for it.
 	aheadTime = 3 * time.Second
@@ -54,33 +56,73 @@ func waiting(walDir, after string, n int) []string {
 	return names[:min(n, len(names))]
 }
 
-// pushAhead archives segments that wait and returns how many it archived.
-// What fails is left to its own call, where it is reported.
-func pushAhead(ctx context.Context, c *repo.Cluster, walDir string, names []string) int {
-	var done atomic.Int64
+// pushAhead archives segments that wait, leaves receipts for them, and returns
+// how many it archived. What fails is left to its own call, where it is
+// reported.
+func pushAhead(ctx context.Context, c *repo.Cluster, walDir string, names []string, log *slog.Logger) int {
+	var mu sync.Mutex
+	var receipts []receipt
+	done := 0
 	begin := time.Now()
 	var g errgroup.Group
 	g.SetLimit(aheadFiles)
-	for _, name := range slices.Clip(names) {
+	for _, name := range names {
 		g.Go(func() error {
 			if ctx.Err() != nil || time.Since(begin) > aheadTime {
 				return nil
 			}
-			f, err := os.Open(filepath.Join(walDir, name))
-			if err != nil {
-				return nil
+			r, err := pushOne(ctx, c, filepath.Join(walDir, name))
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				done++
 			}
-			defer f.Close()
-			st, err := f.Stat()
-			if err != nil || !st.Mode().IsRegular() {
-				return nil
-			}
-			if push, err := c.PushWAL(ctx, name, f, st.Size()); err == nil && !push.Existed {
-				done.Add(1)
+			if r != nil {
+				receipts = append(receipts, *r)
 			}
 			return nil
 		})
 	}
 	g.Wait()
-	return int(done.Load())
+	if err := keepReceipts(c, receipts); err != nil {
+		log.Debug("the segments that were taken along will be compared when the server calls for them", "error", err)
+	}
+	return done
+}
+
+// errThere says that a segment had been archived before.
+var errThere = errors.New("archived before")
+
+// pushOne archives a segment that waits. Its receipt is nil where the file may
+// have changed unseen while it was read.
+func pushOne(ctx context.Context, c *repo.Cluster, path string) (*receipt, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fs.ErrInvalid
+	}
+	before, err := stateOf(f)
+	if err != nil {
+		return nil, err
+	}
+	begin := time.Now()
+	name := filepath.Base(path)
+	push, err := c.PushWAL(ctx, name, f, before.Size)
+	if err == nil && push.Existed {
+		err = errThere
+	}
+	if err != nil {
+		return nil, err
+	}
+	if after, err := stateOf(f); err != nil || after != before || !before.settledAt(begin) {
+		return nil, nil
+	}
+	return &receipt{Name: name, File: before, Object: push.Object}, nil
 }

@@ -31,6 +31,7 @@ type objectWriter struct {
 	seal   *sealer // nil for an object in the clear
 	frames []frameInfo
 	blocks []blockInfo
+	sum    Hash // of the index, once it is written
 }
 
 // newObjectWriter begins an object, encrypted where key is not nil.
@@ -92,8 +93,8 @@ func (o *objectWriter) finish() error {
 		b = append(b, seal[:]...)
 	}
 	b = binary.LittleEndian.AppendUint64(b, uint64(o.off))
-	sum := HashBlock(b[skipHeader:])
-	b = append(b, sum[:]...)
+	o.sum = HashBlock(b[skipHeader:])
+	b = append(b, o.sum[:]...)
 	b = append(b, indexEnd...)
 	binary.LittleEndian.PutUint32(b, indexMagic)
 	binary.LittleEndian.PutUint32(b[4:], uint32(len(b)-skipHeader))

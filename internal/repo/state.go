@@ -35,8 +35,9 @@ const StateEnv = "TIDEMARK_STATE"
 // the default.
 func (r *Repository) KeepState(dir string) { r.state = dir }
 
-// stateDir is where the keys are.
-func (r *Repository) stateDir() (string, error) {
+// StateDir is where this account keeps what it remembers of repositories. It
+// may not exist.
+func (r *Repository) StateDir() (string, error) {
 	if dir := cmp.Or(r.state, os.Getenv(StateEnv)); dir != "" {
 		return dir, nil
 	}
@@ -60,7 +61,7 @@ func ownHome() bool {
 }
 
 func (r *Repository) comparePath() (string, error) {
-	dir, err := r.stateDir()
+	dir, err := r.StateDir()
 	if err != nil {
 		return "", err
 	}

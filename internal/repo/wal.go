@@ -1,7 +1,6 @@
 package repo
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -44,6 +43,7 @@ type WALPush struct {
 	Existed bool  // the archive had it already, with the same content
 	Size    int64 // of the file
 	Stored  int64 // of the object; 0 when Existed
+	Object  Hash  // which object this is, as WALObject tells it; zero when Existed
 }
 
 // walObject returns the header of the object that holds a WAL file.
@@ -80,9 +80,11 @@ func (c *Cluster) PushWAL(ctx context.Context, name string, content io.ReaderAt,
 	if err != nil {
 		return WALPush{}, err
 	}
-	if err := c.checkWAL(f, content, size); err != nil {
+	check, err := c.checkWAL(f, content, size)
+	if err != nil {
 		return WALPush{}, err
 	}
+	file := walContent{content, size, check}
 	h := c.walObject(f)
 	push := WALPush{Size: size}
 	var key *contentKey
@@ -96,17 +98,20 @@ func (c *Cluster) PushWAL(ctx context.Context, name string, content io.ReaderAt,
 		if err != nil {
 			return err
 		}
-		if err := writeWAL(ctx, obj, content, size); err != nil {
+		if err := file.write(ctx, obj); err != nil {
 			return err
 		}
 		if err := obj.finish(); err != nil {
 			return err
 		}
-		push.Stored = obj.off
+		push.Stored, push.Object = obj.off, obj.sum
 		return nil
 	})
 	if errors.Is(err, ErrExist) {
-		return WALPush{Existed: true, Size: size}, c.compareWAL(ctx, h, name, content, size)
+		return WALPush{Existed: true, Size: size}, c.compareWAL(ctx, h, name, file)
+	}
+	if exit.CodeOf(err) == exit.Refused {
+		return WALPush{}, err
 	}
 	if err != nil {
 		return WALPush{}, fmt.Errorf("storing %s in %s: %w", name, c.repo.Location(), err)
@@ -114,8 +119,23 @@ func (c *Cluster) PushWAL(ctx context.Context, name string, content io.ReaderAt,
 	return push, nil
 }
 
-// writeWAL compresses the blocks of a file in parallel and writes them in order.
-func writeWAL(ctx context.Context, obj *objectWriter, content io.ReaderAt, size int64) error {
+// walContent is a WAL file that is to be archived.
+type walContent struct {
+	io.ReaderAt
+	size  int64
+	check func(off int64, block []byte) error // what a block at an offset has to be
+}
+
+// block fills a buffer with the block at an offset and checks it.
+func (w walContent) block(buf []byte, off int64) error {
+	if _, err := w.ReadAt(buf, off); err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("reading at %d: %w", off, err)
+	}
+	return w.check(off, buf)
+}
+
+// write compresses the blocks of the file in parallel and writes them in order.
+func (w walContent) write(ctx context.Context, obj *objectWriter) error {
 	type frame struct {
 		stored *[]byte
 		info   blockInfo
@@ -125,7 +145,7 @@ func writeWAL(ctx context.Context, obj *objectWriter, content io.ReaderAt, size 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer close(queue)
-		for off := int64(0); off < size; off += walBlock {
+		for off := int64(0); off < w.size; off += walBlock {
 			slot := make(chan frame, 1)
 			select {
 			case queue <- slot:
@@ -134,10 +154,10 @@ func writeWAL(ctx context.Context, obj *objectWriter, content io.ReaderAt, size 
 			}
 			g.Go(func() error {
 				defer close(slot)
-				raw := getBuffer(int(min(walBlock, size-off)))
+				raw := getBuffer(int(min(walBlock, w.size-off)))
 				defer putBuffer(raw)
-				if _, err := content.ReadAt(*raw, off); err != nil && !errors.Is(err, io.EOF) {
-					return fmt.Errorf("reading at %d: %w", off, err)
+				if err := w.block(*raw, off); err != nil {
+					return err
 				}
 				z := getBuffer(0)
 				*z = compress(LevelFast, *raw, (*z)[:0])
@@ -167,12 +187,12 @@ func writeWAL(ctx context.Context, obj *objectWriter, content io.ReaderAt, size 
 // its copy when this succeeds. The blocks of the file are compared by their
 // hashes, and what is stored by its checksums, so that nothing is decompressed
 // but a block that differs.
-func (c *Cluster) compareWAL(ctx context.Context, h header, name string, content io.ReaderAt, size int64) error {
+func (c *Cluster) compareWAL(ctx context.Context, h header, name string, file walContent) error {
 	idx, err := c.readIndex(ctx, h)
 	if err != nil {
 		return err
 	}
-	if idx.raw != size {
+	if idx.raw != file.size {
 		return conflict(&WALConflictError{Name: name, Offset: -1})
 	}
 	if len(idx.frames) != len(idx.blocks) {
@@ -191,7 +211,7 @@ func (c *Cluster) compareWAL(ctx context.Context, h header, name string, content
 		g.Go(func() error {
 			ours := getBuffer(int(b.length))
 			defer putBuffer(ours)
-			if _, err := content.ReadAt(*ours, at); err != nil && !errors.Is(err, io.EOF) {
+			if err := file.block(*ours, at); err != nil {
 				return err
 			}
 			differs[i] = HashBlock(*ours) != b.hash
@@ -202,7 +222,7 @@ func (c *Cluster) compareWAL(ctx context.Context, h header, name string, content
 		return err
 	}
 	if i := slices.Index(differs, true); i >= 0 {
-		return c.conflictIn(ctx, idx, i, name, content, offsets[i])
+		return c.conflictIn(ctx, idx, i, name, file, offsets[i])
 	}
 	return nil
 }
@@ -232,78 +252,6 @@ func conflict(err *WALConflictError) error {
 	return exit.Hint(err, "two servers archive under one name: is this a clone, or a standby that was promoted by deleting its signal file? "+
 		"Set archive_mode = off on the one that should not archive, or give it its own repository; nothing was changed\n"+
 		"with archive_mode = always on standbys this happens at a failover: use archive_mode = on")
-}
-
-// checkWAL checks that a file is what its name says, and this cluster's.
-func (c *Cluster) checkWAL(f wal.FileName, content io.ReaderAt, size int64) error {
-	if f.Kind == wal.FileHistory || f.Kind == wal.FileBackupHistory {
-		if size == 0 || size > maxTextFile {
-			return refuseWAL(f, "a %s file of %d bytes", f.Kind, size)
-		}
-		return nil
-	}
-	if !wal.SegmentSize(size).Valid() || size > int64(wal.MaxSegmentSize) {
-		return refuseWAL(f, "it has %d bytes, which is not the size of a segment", size)
-	}
-	first := make([]byte, wal.LongHeaderSize)
-	if _, err := content.ReadAt(first, 0); err != nil {
-		return fmt.Errorf("reading %s: %w", f, err)
-	}
-	h, err := wal.ParsePageHeader(first)
-	if err != nil {
-		return refuseWAL(f, "%v", err)
-	}
-	if err := h.Validate(); err != nil {
-		return refuseWAL(f, "its first page header is wrong: %v", err)
-	}
-	switch n, ok := f.Number(wal.SegmentSize(size)); {
-	case !h.Long():
-		return refuseWAL(f, "its first page has no long header")
-	case h.SystemID != c.systemID:
-		return refuseWAL(f, "it was written by the cluster with system identifier %d, the repository's folder is that of %d", h.SystemID, c.systemID)
-	case int64(h.SegmentSize) != size:
-		return refuseWAL(f, "it has %d bytes, its header says %d", size, h.SegmentSize)
-	case !ok || h.Address != wal.SegmentSize(size).Start(n):
-		return refuseWAL(f, "its header says that it begins at %s", h.Address)
-	case h.Timeline > f.Timeline:
-		return refuseWAL(f, "its header says timeline %s", h.Timeline)
-	}
-	if f.Kind == wal.FilePartial {
-		return nil // what follows the end of the timeline may be anything
-	}
-	return checkPages(f, h, content, size)
-}
-
-// checkPages checks that every page of a complete segment is in its place: it
-// has the right address, or is empty.
-func checkPages(f wal.FileName, first wal.PageHeader, content io.ReaderAt, size int64) error {
-	buf := getBuffer(walBlock)
-	defer putBuffer(buf)
-	page := int64(first.PageSize)
-	for off := int64(0); off < size; off += walBlock {
-		if _, err := content.ReadAt(*buf, off); err != nil && !errors.Is(err, io.EOF) {
-			return fmt.Errorf("reading %s at %d: %w", f, off, err)
-		}
-		for at := int64(0); at < walBlock; at += page {
-			b := (*buf)[at : at+page]
-			h, err := wal.ParsePageHeader(b)
-			if err != nil {
-				return refuseWAL(f, "%v", err)
-			}
-			if h.Magic == first.Magic && h.Address == first.Address+wal.LSN(off+at) {
-				continue
-			}
-			if !isZero(b) {
-				return refuseWAL(f, "the page at offset %d is not a page of this segment", off+at)
-			}
-		}
-	}
-	return nil
-}
-
-func refuseWAL(f wal.FileName, format string, args ...any) error {
-	return exit.New(exit.Refused, "the repository was not changed; look at the file with pg_waldump",
-		"%s is refused: %s", f, fmt.Sprintf(format, args...))
 }
 
 // WALFile is a WAL file in the archive, open for reading. Blocks are decoded
@@ -377,38 +325,4 @@ func (c *Cluster) FetchWAL(ctx context.Context, name string, w io.Writer) (int64
 		}
 	}
 	return f.idx.raw, nil
-}
-
-// HasWAL reports whether the archive holds a WAL file.
-func (c *Cluster) HasWAL(ctx context.Context, name string) (bool, error) {
-	f, err := parseWALName(name)
-	if err != nil {
-		return false, err
-	}
-	return c.has(ctx, c.walObject(f).Name)
-}
-
-// has reports whether an object is in the store.
-func (c *Cluster) has(ctx context.Context, name string) (bool, error) {
-	obj, err := c.driver.Get(ctx, name, 0, 0)
-	if errors.Is(err, ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return true, obj.Close()
-}
-
-var zeros [64 << 10]byte
-
-// isZero reports whether b is all zero.
-func isZero(b []byte) bool {
-	for len(b) > len(zeros) {
-		if !bytes.Equal(b[:len(zeros)], zeros[:]) {
-			return false
-		}
-		b = b[len(zeros):]
-	}
-	return bytes.Equal(b, zeros[:len(b)])
 }
