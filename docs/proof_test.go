@@ -66,9 +66,11 @@ func TestRefusalsProved(t *testing.T) {
 	}
 }
 
-// TestProofExists looks for each test that rewind-proof.md names.
+// TestProofExists looks for each test, and each case of one, that the documents
+// of proof name.
 func TestProofExists(t *testing.T) {
 	have := map[string]bool{}
+	var all strings.Builder
 	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
 			return err
@@ -77,22 +79,30 @@ func TestProofExists(t *testing.T) {
 		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllStringSubmatch(string(data), -1) {
 			have[m[1]] = true
 		}
+		all.Write(data)
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	data, err := os.ReadFile("guides/rewind-proof.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	named := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(data), -1)
-	if len(named) < 50 {
-		t.Errorf("only %d tests are named", len(named))
-	}
-	for _, m := range named {
-		if !have[m[1]] {
-			t.Errorf("rewind-proof.md names %s, which is no test", m[1])
+	for _, path := range []string{"guides/rewind-proof.md", "guides/backup-proof.md"} {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		named := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(data), -1)
+		if len(named) < 50 {
+			t.Errorf("%s names only %d tests", path, len(named))
+		}
+		for _, m := range named {
+			if !have[m[1]] {
+				t.Errorf("%s names %s, which is no test", path, m[1])
+			}
+		}
+		for _, m := range regexp.MustCompile("\\| `([a-zA-Z ]+)` \\|\n").FindAllStringSubmatch(string(data), -1) {
+			if !have[m[1]] && !strings.Contains(all.String(), `{"`+m[1]+`", `) {
+				t.Errorf("%s names the case %q, which no test has", path, m[1])
+			}
 		}
 	}
 }
