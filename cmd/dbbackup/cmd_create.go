@@ -18,6 +18,7 @@ type createCmd struct {
 	cli.ReposFlag
 	cli.JobsFlag
 	PGData  string        `name:"pgdata" short:"D" placeholder:"DIR" type:"datadir" help:"The server's data directory: on this machine, where it is found by itself as well, or sftp://USER@HOST/PATH to read it over ssh. Without it, what cannot be read here is read over SQL."`
+	Stream  bool          `help:"Read everything over the replication protocol (BASE_BACKUP), from another host too: the role needs REPLICATION and no other right. All is read each time."`
 	Label   string        `placeholder:"TEXT" help:"Words to find the backup by."`
 	Full    bool          `help:"Store every block again, and reference none of an earlier backup."`
 	Expires string        `placeholder:"DATE" help:"When the backup may go, whatever the policy says: 2027-12-31, or 90d from now."`
@@ -31,10 +32,13 @@ type createCmd struct {
 
 // Run takes the backup.
 func (c *createCmd) Run(ctx context.Context, e *cli.Env) error {
-	o := backup.Options{Tool: "dbbackup " + cli.Version(), ConnInfo: c.DSN, DataDir: c.PGData, Label: c.Label, Full: c.Full,
+	o := backup.Options{Tool: "dbbackup " + cli.Version(), ConnInfo: c.DSN, DataDir: c.PGData, Stream: c.Stream, Label: c.Label, Full: c.Full,
 		Jobs: c.Jobs, Timeout: c.Timeout, Rehash: c.rehash(), Rate: int64(c.Rate), Progress: e.Progress(), Log: e.Log()}
 	boundMemory()
-	var err error
+	err := c.checkStream()
+	if err != nil {
+		return err
+	}
 	if o.Expires, err = backup.ParseMoment(c.Expires, time.Now()); err != nil {
 		return err
 	}
@@ -51,6 +55,18 @@ func (c *createCmd) Run(ctx context.Context, e *cli.Env) error {
 		return err
 	}
 	return c.into(ctx, e, o)
+}
+
+// checkStream refuses what does not go with --stream.
+func (c *createCmd) checkStream() error {
+	switch {
+	case c.Stream && c.PGData != "":
+		return exit.New(exit.Usage, "leave one of them out", "with --stream the server sends its files, and -D says where to read them")
+	case c.Stream && c.Plain != "":
+		return exit.New(exit.Usage, "leave --stream out to read the files over SQL; or take the backup into a repository, and dbrecover restore it from there",
+			"--stream does not go with --plain")
+	}
+	return nil
 }
 
 // into takes the backup into the repositories that can be opened. It is the
@@ -228,6 +244,7 @@ dbbackup create --repo /srv/backup -d service=replica  # from a standby
 dbbackup create --repo /srv/backup --rate 50MB         # gently
 dbbackup create --repo /srv/backup --repo sftp://backup@vault/srv/pg   # one backup in both, the cluster is read once
 dbbackup create --repo /srv/backup -d "host=db1" -D sftp://postgres@db1/var/lib/postgresql/15/main # files over ssh
+dbbackup create --repo /srv/backup -d "host=db1 user=backup" --stream # over the replication protocol
 dbbackup create --plain /srv/copy -d "port=5433"       # a data directory
 dbbackup create --plain /srv/copy -T /ssd/fast=/srv/fast # with a tablespace
 dbbackup create --plain /srv/tars --tar                  # base.tar and the like`

@@ -39,6 +39,9 @@ type Options struct {
 	// on another as an ssh.Location; it is proved to be. Where empty it is
 	// looked for here, and read over SQL else.
 	DataDir string
+	// Stream reads everything over the replication protocol: the role needs the
+	// right to replicate, and no other.
+	Stream  bool
 	Label   string     // the operator's words
 	Full    bool       // store every block again
 	Expires *time.Time // when the backup may go, whatever the policy says
@@ -86,7 +89,11 @@ func Create(ctx context.Context, r *repo.Repository, o Options) (*repo.Summary, 
 // all of them.
 func CreateIn(ctx context.Context, rs []*repo.Repository, o Options) ([]Taken, error) {
 	o = o.withDefaults()
-	s, err := connect(ctx, o.ConnInfo, o.Log)
+	open := connect
+	if o.Stream {
+		open = connectStream
+	}
+	s, err := open(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -141,6 +148,7 @@ type job struct {
 	server  *server
 	cluster *repo.Cluster
 	src     blockcopy.Source
+	stream  *streaming // where the server sends the files
 	access  string
 	control *volume.Control
 	start   point
@@ -155,12 +163,21 @@ type job struct {
 
 func createOnce(ctx context.Context, s *server, clusters []*repo.Cluster, o Options) ([]Taken, error) {
 	j := &job{Options: o, server: s, cluster: clusters[0], began: time.Now().UTC()}
-	if err := j.begin(ctx); err != nil {
+	begin := j.begin
+	if o.Stream {
+		begin = j.beginStream
+	}
+	standby := s.inRecovery
+	if err := begin(ctx); err != nil {
 		return nil, err
 	}
 	defer j.src.Close()
 	ds := j.newDestinations(clusters)
-	return ds.taken(j.into(ctx, ds))
+	err := j.into(ctx, ds)
+	if o.Stream {
+		err = j.promotedMeanwhile(ctx, standby, err)
+	}
+	return ds.taken(err)
 }
 
 // into copies the cluster into every destination.
@@ -169,7 +186,11 @@ func (j *job) into(ctx context.Context, ds destinations) error {
 		return err
 	}
 	j.files = ds.toRead()
-	if err := j.copy(ctx, ds); err != nil {
+	copy := j.copy
+	if j.stream != nil {
+		copy = j.receive
+	}
+	if err := copy(ctx, ds); err != nil {
 		return err
 	}
 	return j.conclude(ctx, ds)
@@ -411,6 +432,11 @@ func (p *packing) deliver(ctx context.Context, piece blockcopy.Range, data []byt
 		p.mu.Unlock()
 		return nil
 	}
+	return p.put(ctx, f, piece, data)
+}
+
+// put checks a piece of a file and gives it to every destination.
+func (p *packing) put(ctx context.Context, f *openFile, piece blockcopy.Range, data []byte) error {
 	bs := int64(p.j.control.BlockSize)
 	if piece.Offset%bs != 0 {
 		return fmt.Errorf("%s: a piece does not begin with a block", piece)

@@ -25,7 +25,7 @@ import (
 // excuse ends at the stop position: a page LSN beyond it was not written by
 // this server, and is judged when the stop is known.
 type pageChecker struct {
-	src       blockcopy.Source
+	src       blockcopy.Source // nil: nothing is read again
 	start     wal.LSN
 	blockSize int
 	relSeg    uint32
@@ -71,6 +71,10 @@ func (p *pageChecker) check(ctx context.Context, path string, offset int64, data
 
 // again reads a page that did not verify once more, and judges it.
 func (p *pageChecker) again(ctx context.Context, path string, offset int64, blkno uint32, page []byte) error {
+	if p.src == nil { // the server has read it twice
+		p.judge(path, blkno, page)
+		return nil
+	}
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
@@ -94,16 +98,21 @@ func (p *pageChecker) again(ctx context.Context, path string, offset int64, blkn
 	if volume.CheckPage(page, blkno).OK() {
 		return nil
 	}
+	p.judge(path, blkno, page)
+	return nil
+}
+
+// judge notes a page that does not verify.
+func (p *pageChecker) judge(path string, blkno uint32, page []byte) {
 	f := repo.Finding{Path: path, Block: blkno, LSN: volume.PageLSN(page),
 		Found: binary.LittleEndian.Uint16(page[8:]), Expected: volume.Checksum(page, blkno)}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if f.LSN >= p.start && len(p.excused) < repo.MaxFindings {
 		p.excused = append(p.excused, f)
-		return nil
+		return
 	}
 	p.add(f)
-	return nil
 }
 
 func (p *pageChecker) add(f repo.Finding) {
@@ -141,6 +150,9 @@ const nameLimit = 100
 // nameRelations fills in the relations of findings, as far as the catalogs can
 // be read.
 func nameRelations(ctx context.Context, s *server, findings []repo.Finding) {
+	if s.streams { // no SQL is run
+		return
+	}
 	type key struct{ space, rel uint32 }
 	byDatabase := map[uint32]map[key][]int{}
 	for i, f := range findings[:min(len(findings), nameLimit)] {

@@ -45,7 +45,7 @@ type PlainResult struct {
 // empty, and so must be those that tablespaces go to.
 func CreatePlain(ctx context.Context, dir string, o Options) (*PlainResult, error) {
 	o = o.withDefaults()
-	s, err := connect(ctx, o.ConnInfo, o.Log)
+	s, err := connect(ctx, o)
 	if err != nil {
 		return nil, err
 	}

@@ -24,10 +24,13 @@ import (
 )
 
 // server is the cluster that is backed up, seen through one session. The
-// session owns the slot, so it lives as long as the backup.
+// session owns the slot, so it lives as long as the backup. One that streams is
+// asked over the replication protocol, and has no session of its own.
 type server struct {
-	conn     *pgx.Conn
+	conn     *pgx.Conn  // nil where it streams
 	asking   sync.Mutex // held by those who use conn while the WAL is waited for
+	streams  bool
+	wal      *walStream // then: its WAL
 	conninfo string
 	log      *slog.Logger
 
@@ -51,12 +54,12 @@ type point struct {
 	Timeline   wal.TimelineID
 }
 
-func connect(ctx context.Context, conninfo string, log *slog.Logger) (*server, error) {
-	conn, err := postgres.Connect(ctx, conninfo)
+func connect(ctx context.Context, o Options) (*server, error) {
+	conn, err := postgres.Connect(ctx, o.ConnInfo)
 	if err != nil {
 		return nil, err
 	}
-	s := &server{conn: conn, conninfo: conninfo, log: log, major: postgres.ServerMajor(conn.PgConn())}
+	s := &server{conn: conn, conninfo: o.ConnInfo, log: o.Log, major: postgres.ServerMajor(conn.PgConn())}
 	if err := s.probe(ctx); err != nil {
 		s.close()
 		return nil, err
@@ -65,12 +68,18 @@ func connect(ctx context.Context, conninfo string, log *slog.Logger) (*server, e
 }
 
 func (s *server) close() {
+	if s.conn == nil {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	s.conn.Close(ctx)
 }
 
 func (s *server) probe(ctx context.Context) error {
+	if s.streams {
+		return s.probeStream(ctx)
+	}
 	var id int64
 	var mode, command, library string
 	err := postgres.Query(ctx, s.conn, `SELECT pg_is_in_recovery(), system_identifier, current_setting('server_version'),
@@ -81,12 +90,7 @@ func (s *server) probe(ctx context.Context) error {
 		return err
 	}
 	s.systemID = uint64(id)
-	if mode == "always" || mode == "on" && !s.inRecovery {
-		s.archiveTo = command
-		if library != "" {
-			s.archiveTo = "archive_library " + library
-		}
-	}
+	s.archives(mode, command, library)
 	if _, err := wal.FormatByMajor(s.major); err != nil {
 		return exit.New(exit.Refused, "PostgreSQL 13 to 18 are supported", "the server is version %s", s.version)
 	}
@@ -95,6 +99,17 @@ func (s *server) probe(ctx context.Context) error {
 		s.log.Debug("the data directory is not known", "error", err)
 	}
 	return nil
+}
+
+// archives notes where the server archives to.
+func (s *server) archives(mode, command, library string) {
+	s.archiveTo = ""
+	if mode == "always" || mode == "on" && !s.inRecovery {
+		s.archiveTo = command
+		if library != "" {
+			s.archiveTo = "archive_library " + library
+		}
+	}
 }
 
 // anchor makes the slot that holds back WAL while the backup runs.
@@ -123,6 +138,12 @@ func (s *server) anchor(ctx context.Context) error {
 
 // advance lets the server recycle the WAL before lsn.
 func (s *server) advance(ctx context.Context, lsn wal.LSN) {
+	if s.streams {
+		if err := s.wal.drop(lsn); err != nil {
+			s.log.Debug("received WAL cannot be removed", "error", err)
+		}
+		return
+	}
 	if s.slot == "" || lsn <= s.slotLSN {
 		return
 	}
@@ -219,11 +240,17 @@ func (s *server) end(ctx context.Context, src blockcopy.Source, start point) (wa
 	} else if stop, err = s.insertPosition(ctx, control.XLogSegSize, control.XLogBlockSize); err != nil {
 		return 0, nil, err
 	}
+	settle(control, stop, start)
+	return stop, control, nil
+}
+
+// settle makes a control file that of a copy: replay has to reach the stop
+// position.
+func settle(control *volume.Control, stop wal.LSN, start point) {
 	control.State = volume.StateInArchiveRecovery
 	control.MinRecoveryPoint = stop
 	control.MinRecoveryPointTLI = start.Timeline
 	control.BackupStartPoint, control.BackupEndPoint, control.BackupEndRequired = 0, 0, false
-	return stop, control, nil
 }
 
 func timelineChanged(start point, now wal.TimelineID) error {
@@ -348,6 +375,9 @@ func (s *server) proveLocal(dir string, start point) error {
 
 // databases lists the databases' names.
 func (s *server) databases(ctx context.Context) ([]repo.Database, error) {
+	if s.streams {
+		return nil, nil
+	}
 	rows, err := s.conn.Query(ctx, "SELECT oid, datname FROM pg_database ORDER BY oid LIMIT $1", repo.MaxDatabases)
 	if err != nil {
 		return nil, postgres.Explain(err)

@@ -14,6 +14,7 @@ import (
 	"tidemark/internal/blockcopy"
 	"tidemark/internal/progress"
 	"tidemark/internal/repo"
+	"tidemark/pkg/volume"
 	"tidemark/pkg/wal"
 )
 
@@ -157,10 +158,12 @@ func (ds destinations) open(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := d.skipUnchanged(ctx, parent); err != nil {
-			return err
+		if !d.Stream { // which comes whole
+			if err := d.skipUnchanged(ctx, parent); err != nil {
+				return err
+			}
 		}
-		d.writer, err = d.cluster.NewBackup(ctx, repo.WriterOptions{Tool: d.Tool, Name: name, BlockSize: d.control.BlockSize, Parent: parent})
+		d.writer, err = d.cluster.NewBackup(ctx, repo.WriterOptions{Tool: d.Tool, Name: name, BlockSize: d.control.BlockSize, Parent: parent, AnyOrder: d.Stream})
 		if err != nil {
 			return err
 		}
@@ -224,11 +227,14 @@ func (j *job) conclude(ctx context.Context, ds destinations) error {
 	if err := ds.atOnce(ctx, func(d *destination) error { return d.writer.Flush() }); err != nil {
 		return err
 	}
-	stop, control, err := j.server.end(ctx, j.src, j.start)
+	stop, control, err := j.end(ctx, ds)
 	if err != nil {
 		return err
 	}
 	findings, count := j.pages.findings(stop)
+	if err := j.stream.verdict(count); err != nil {
+		return err
+	}
 	if count > 0 {
 		nameRelations(ctx, j.server, findings)
 	}
@@ -259,6 +265,15 @@ func (j *job) conclude(ctx context.Context, ds destinations) error {
 		d.tidy(ctx, d.resumed)
 		return nil
 	})
+}
+
+// end returns the position up to which the WAL has to be replayed, and the
+// control file for the copy.
+func (j *job) end(ctx context.Context, ds destinations) (wal.LSN, *volume.Control, error) {
+	if j.stream != nil {
+		return j.endStream(ctx, ds)
+	}
+	return j.server.end(ctx, j.src, j.start)
 }
 
 // wait waits until the WAL is durable in each destination, and looks whether

@@ -39,7 +39,7 @@ const (
 // or empty. Unpacked, tablespaces where the map says, a server starts on it.
 func CreateTar(ctx context.Context, dir string, o Options) (*PlainResult, error) {
 	o = o.withDefaults()
-	s, err := connect(ctx, o.ConnInfo, o.Log)
+	s, err := connect(ctx, o)
 	if err != nil {
 		return nil, err
 	}

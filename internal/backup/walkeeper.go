@@ -267,6 +267,9 @@ func (k *walKeeper) missing(ctx context.Context, timeout time.Duration) error {
 
 // archiverTrouble tells what the server's archiver failed at last.
 func (s *server) archiverTrouble(ctx context.Context) string {
+	if s.streams {
+		return ""
+	}
 	s.asking.Lock()
 	defer s.asking.Unlock()
 	var text string
@@ -285,6 +288,9 @@ func (s *server) replayed(ctx context.Context) (wal.LSN, error) {
 
 // current is the position before which segments are complete.
 func (s *server) current(ctx context.Context) (wal.LSN, error) {
+	if s.streams {
+		return s.wal.position()
+	}
 	if s.inRecovery {
 		return s.replayed(ctx)
 	}

@@ -23,8 +23,9 @@ const PartialSuffix = ".partial"
 // ReceiveOptions say what a Receiver receives and where to.
 type ReceiveOptions struct {
 	ConnInfo string
-	Slot     string // physical replication slot; empty for none
-	Dir      string // segments and history files go here; it must exist
+	Conn     *ReplConn // a session to use first, which may own the slot; closed when Run returns
+	Slot     string    // physical replication slot; empty for none
+	Dir      string    // segments and history files go here; it must exist
 	FS       volume.FS
 	Perm     fs.FileMode // of new files, default 0600
 
@@ -160,9 +161,11 @@ func (r *Receiver) WaitFlushed(ctx context.Context, lsn wal.LSN) error {
 // returns the context's error, with what was received synced) or the stream
 // breaks. After a break it may be called again; it goes on where it was.
 func (r *Receiver) Run(ctx context.Context) (err error) {
-	conn, err := ConnectReplication(ctx, r.o.ConnInfo)
-	if err != nil {
-		return err
+	conn := r.o.Conn
+	if r.o.Conn = nil; conn == nil {
+		if conn, err = ConnectReplication(ctx, r.o.ConnInfo); err != nil {
+			return err
+		}
 	}
 	r.conn = conn
 	defer conn.Close()

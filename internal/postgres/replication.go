@@ -108,16 +108,27 @@ func (c *ReplConn) IdentifySystem(ctx context.Context) (System, error) {
 	return s, err
 }
 
-// SegmentSize asks for the size of WAL segments.
-func (c *ReplConn) SegmentSize(ctx context.Context) (wal.SegmentSize, error) {
-	row, ok, err := c.row(ctx, "SHOW wal_segment_size", 1)
+// Version is the server's version, as it says it.
+func (c *ReplConn) Version() string { return c.conn.ParameterStatus("server_version") }
+
+// Show asks for a setting.
+func (c *ReplConn) Show(ctx context.Context, name string) (string, error) {
+	row, ok, err := c.row(ctx, "SHOW "+name, 1)
+	if err == nil && !ok {
+		err = fmt.Errorf("SHOW %s on %s: no answer", name, c.name)
+	}
+	if err != nil {
+		return "", err
+	}
+	return string(row[0]), nil
+}
+
+// ShowBytes asks for a setting that is a size, with a unit or in bytes.
+func (c *ReplConn) ShowBytes(ctx context.Context, name string) (uint64, error) {
+	text, err := c.Show(ctx, name)
 	if err != nil {
 		return 0, err
 	}
-	if !ok {
-		return 0, fmt.Errorf("SHOW wal_segment_size on %s: no answer", c.name)
-	}
-	text := string(row[0])
 	unit := uint64(1)
 	for suffix, factor := range map[string]uint64{"kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30} {
 		if digits, ok := strings.CutSuffix(text, suffix); ok {
@@ -126,9 +137,18 @@ func (c *ReplConn) SegmentSize(ctx context.Context) (wal.SegmentSize, error) {
 	}
 	n, err := strconv.ParseUint(text, 10, 32)
 	if err != nil {
-		return 0, fmt.Errorf("wal_segment_size of %s: %w", c.name, err)
+		return 0, fmt.Errorf("%s of %s: %w", name, c.name, err)
 	}
-	size := wal.SegmentSize(n * unit)
+	return n * unit, nil
+}
+
+// SegmentSize asks for the size of WAL segments.
+func (c *ReplConn) SegmentSize(ctx context.Context) (wal.SegmentSize, error) {
+	n, err := c.ShowBytes(ctx, "wal_segment_size")
+	if err != nil {
+		return 0, err
+	}
+	size := wal.SegmentSize(n)
 	return size, size.Validate()
 }
 

@@ -78,7 +78,7 @@ func (w *BackupWriter) drainQueue() error {
 			continue
 		}
 		w.line = appendFile(w.line[:0], f.entryOf(&w.totals))
-		if err := w.manifest.line(w.line); err != nil {
+		if err := w.fileLine(f.entry.Path, w.line); err != nil {
 			return err
 		}
 		if f.stored {

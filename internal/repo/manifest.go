@@ -62,8 +62,9 @@ type Manifest struct {
 	Summary
 	Packs []Pack
 
-	cluster *Cluster
-	idx     *objectIndex
+	cluster   *Cluster
+	idx       *objectIndex
+	unordered bool // a part whose files are in any order
 }
 
 // readSummary reads a manifest's index and its last block.
@@ -205,7 +206,7 @@ func (r *FileReader) next() (*File, int64, error) {
 		return nil, 0, err
 	}
 	f, err := parseFile(line, r.m.Packs, r.m.BlockSize)
-	if err == nil && !r.order.next(f.Path) {
+	if err == nil && !r.m.unordered && !r.order.next(f.Path) {
 		err = fmt.Errorf("%s follows %s", f.Path, r.order.last)
 	}
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 
 // comparison is an earlier backup that blocks are compared with: the parent,
 // or the parts of one that was interrupted. It finds the entry of each file and
-// the hashes of its blocks. Files are asked for in path order.
+// the hashes of its blocks. Files are asked for in path order, unless anyOrder.
 type comparison struct {
 	ctx      context.Context
 	id       string
@@ -24,6 +24,8 @@ type comparison struct {
 	end      bool
 	there    map[string]int64 // the packs that are in the store, and their sizes
 	fault    error            // its file list is damaged from here on
+	anyOrder bool             // files are asked for, or listed, in any order:
+	lookup   *fileLookup      // then they are looked up
 }
 
 // oldFile is a file as an earlier backup has it.
@@ -33,13 +35,13 @@ type oldFile struct {
 	from *comparison
 }
 
-func openParent(ctx context.Context, c *Cluster, id string) (*comparison, error) {
+func openParent(ctx context.Context, c *Cluster, id string, anyOrder bool) (*comparison, error) {
 	m, err := c.OpenManifest(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	there, err := c.listPacks(ctx, "")
-	return &comparison{ctx: ctx, id: id, manifest: m, queue: []*Manifest{m}, there: there}, err
+	return &comparison{ctx: ctx, id: id, manifest: m, queue: []*Manifest{m}, anyOrder: anyOrder, there: there}, err
 }
 
 // listPacks returns the packs in the store, by name, and their sizes; of one
@@ -80,6 +82,15 @@ func (f *FileWriter) findOld() error {
 
 // find returns the entry of a file and the manifest that it is in.
 func (p *comparison) find(path string) (*File, *Manifest, error) {
+	if p.anyOrder {
+		if p.lookup == nil {
+			var err error
+			if p.lookup, p.fault, err = newFileLookup(p.ctx, p.queue); err != nil {
+				return nil, nil, err
+			}
+		}
+		return p.lookup.find(path)
+	}
 	for !p.end && (p.ahead == nil || p.ahead.Path < path) {
 		if err := p.advance(); err != nil {
 			return nil, nil, err

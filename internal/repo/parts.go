@@ -11,7 +11,7 @@ import (
 
 // An interrupted backup leaves packs, and parts: pieces of its manifest that
 // were written on the way. Parts have the manifest's format; their file lists
-// hold the files, in path order from part to part, of which blocks were stored,
+// hold the files, in path order from part to part unless they came in another, of which blocks were stored,
 // and name only packs that were durable when the part was written. The next
 // backup compares its blocks with them as it does with its parent's, and what is
 // there is neither compressed nor stored again. Nothing else is ever taken from
@@ -33,6 +33,7 @@ type partSummary struct {
 	BlockSize  uint32      `json:"block_size"`
 	Packs      int         `json:"packs"`
 	PackTable  uint32      `json:"pack_table"`
+	Unordered  bool        `json:"unordered,omitempty"` // the files came, and are listed, in any order
 	Encryption *Encryption `json:"encryption,omitempty"`
 }
 
@@ -117,7 +118,7 @@ func (w *BackupWriter) putPart(n int, text []byte, table []Pack) error {
 		}
 		return m.end(table, func(at uint32) any {
 			return &partSummary{Format: partFormat, Version: manifestVersion, ID: w.started.ID, Number: n, SystemID: SystemID(w.cluster.systemID),
-				BlockSize: w.o.BlockSize, Packs: len(table), PackTable: at, Encryption: w.encryption()}
+				BlockSize: w.o.BlockSize, Packs: len(table), PackTable: at, Unordered: w.o.AnyOrder, Encryption: w.encryption()}
 		})
 	}()
 	if err != nil {
@@ -152,7 +153,7 @@ func (c *Cluster) openPart(ctx context.Context, id string, n int) (*Manifest, er
 		uint64(s.SystemID) != c.systemID || s.BlockSize == 0 || int(s.PackTable) > len(idx.frames) {
 		return nil, &CorruptError{Object: idx.path, Offset: -1, Part: "summary", Err: err}
 	}
-	m := &Manifest{cluster: c, idx: idx, Summary: Summary{ID: id, BlockSize: s.BlockSize, PackCount: s.Packs, PackTable: s.PackTable, Encryption: s.Encryption}}
+	m := &Manifest{cluster: c, idx: idx, unordered: s.Unordered, Summary: Summary{ID: id, BlockSize: s.BlockSize, PackCount: s.Packs, PackTable: s.PackTable, Encryption: s.Encryption}}
 	return m, m.readPacks(ctx)
 }
 
@@ -199,7 +200,7 @@ func (w *BackupWriter) openLeft() ([]*comparison, error) {
 
 // openParts opens the parts of one interrupted backup, as far as they are sound.
 func (w *BackupWriter) openParts(id string, n int) (*comparison, error) {
-	l := &comparison{ctx: w.ctx, id: id, left: true}
+	l := &comparison{ctx: w.ctx, id: id, left: true, anyOrder: w.o.AnyOrder}
 	for i := 1; i <= n; i++ {
 		m, err := w.cluster.openPart(w.ctx, id, i)
 		if isCorrupt(err) || errors.Is(err, ErrNotExist) {
@@ -212,6 +213,7 @@ func (w *BackupWriter) openParts(id string, n int) (*comparison, error) {
 			break
 		}
 		l.queue = append(l.queue, m)
+		l.anyOrder = l.anyOrder || m.unordered
 	}
 	if len(l.queue) == 0 {
 		return nil, nil

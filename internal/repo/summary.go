@@ -154,7 +154,7 @@ type Origin struct {
 	Host   string `json:"host,omitempty"`           // where the command ran
 	Data   string `json:"data_directory,omitempty"` // of the server
 	Role   string `json:"role"`                     // of the server: primary or standby
-	Access string `json:"access"`                   // how it was read: files, sql or ssh
+	Access string `json:"access"`                   // how it was read: files, sql, ssh or stream
 	Server string `json:"server"`                   // its version in full
 }
 

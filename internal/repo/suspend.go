@@ -79,6 +79,7 @@ func (w *BackupWriter) giveUp() {
 		w.upload.abort()
 		w.upload = nil
 	}
+	w.closeSpools()
 }
 
 // Abort gives the backup up and removes what there is of it. It is harmless

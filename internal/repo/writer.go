@@ -23,6 +23,7 @@ type WriterOptions struct {
 	owners    []string // of the packs that a copy brings
 	// Parent is the backup to compare with; "" stores every block.
 	Parent     string
+	AnyOrder   bool // files are opened in any order, and none twice
 	Level      Level
 	FrameBytes int   // of a frame before compression, DefaultFrameBytes where 0
 	PackBytes  int64 // of a pack, DefaultPackBytes where 0
@@ -50,6 +51,7 @@ type BackupWriter struct {
 
 	manifest *manifestWriter
 	upload   *upload
+	sorted   *sortedLines // with AnyOrder: what goes into the manifest at the end
 
 	fillMu sync.Mutex
 	fill   *frame
@@ -147,7 +149,7 @@ func (w *BackupWriter) open() error {
 	if w.o.Parent == "" {
 		return w.openManifest()
 	}
-	p, err := openParent(w.ctx, w.cluster, w.o.Parent)
+	p, err := openParent(w.ctx, w.cluster, w.o.Parent, w.o.AnyOrder)
 	var bad *CorruptError
 	if errors.As(err, &bad) {
 		w.parentFault = err
@@ -180,11 +182,37 @@ func (w *BackupWriter) comparable(e *Encryption) bool {
 }
 
 func (w *BackupWriter) openManifest() error {
+	if w.o.AnyOrder {
+		var err error
+		if w.sorted, err = newSortedLines(); err != nil {
+			return err
+		}
+	}
 	h := w.cluster.manifestHeader(cmp.Or(w.o.ID, w.started.ID))
 	w.upload = startUpload(w.ctx, w.cluster.driver, h.Name)
 	var err error
 	w.manifest, err = newManifestWriter(w.upload, h)
 	return err
+}
+
+// fileLine puts the line of a file into the manifest.
+func (w *BackupWriter) fileLine(path string, line []byte) error {
+	if w.sorted != nil {
+		return w.sorted.add(path, line)
+	}
+	return w.manifest.line(line)
+}
+
+// closeSpools gives temporary files back.
+func (w *BackupWriter) closeSpools() {
+	if w.sorted != nil {
+		w.sorted.close()
+	}
+	for _, c := range append(w.left, w.parent) {
+		if c != nil && c.lookup != nil {
+			c.lookup.close()
+		}
+	}
 }
 
 // announce finds a free identifier and takes it.
@@ -298,7 +326,7 @@ func (w *BackupWriter) packNumber(p Pack, left bool) int32 {
 }
 
 // File opens the next entry. Entries come in ascending byte order of their
-// paths, a segment at TailPath last; File is called by one goroutine at a time. The entry of a directory
+// paths, a segment at TailPath last, unless AnyOrder; File is called by one goroutine at a time. The entry of a directory
 // or a link is closed at once.
 func (w *BackupWriter) File(e blockcopy.Entry) (*FileWriter, error) {
 	f := &FileWriter{w: w, entry: e}
@@ -312,7 +340,7 @@ func (w *BackupWriter) File(e blockcopy.Entry) (*FileWriter, error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.order.next(e.Path) {
+	if !w.o.AnyOrder && !w.order.next(e.Path) {
 		return nil, fmt.Errorf("%s comes after %s", e.Path, w.order.last)
 	}
 	w.queue = append(w.queue, f)
@@ -338,6 +366,7 @@ func (w *BackupWriter) Commit(s *Summary) error {
 	w.committed = true
 	w.removeParts()
 	w.cancel()
+	w.closeSpools()
 	return nil
 }
 
@@ -369,6 +398,11 @@ func (w *BackupWriter) commit(s *Summary) error {
 	}
 	if err := w.stillThere(); err != nil {
 		return err
+	}
+	if w.sorted != nil {
+		if err := w.sorted.writeTo(w.manifest); err != nil {
+			return err
+		}
 	}
 	if err := w.manifest.finish(w.table, s); err != nil {
 		return err
