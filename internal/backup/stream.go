@@ -1,7 +1,6 @@
 package backup
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -94,18 +93,12 @@ func (j *job) beginStream(ctx context.Context) (err error) {
 			j.src.Close()
 		}
 	}()
-	slot := ""
-	if st.owner, slot, err = j.server.anchorStream(ctx); err != nil {
-		return err
-	}
-	if st.repl, err = postgres.ConnectReplication(ctx, j.ConnInfo); err != nil {
-		return err
-	}
-	if err = j.settings(ctx, st.repl); err != nil {
+	slot, err := j.openStream(ctx, st)
+	if err != nil {
 		return err
 	}
 	ctx, st.cancel = context.WithCancel(ctx)
-	if st.backup, err = st.repl.BaseBackup(ctx, postgres.BaseBackupOptions{Label: cmp.Or(j.Label, "tidemark"), Rate: j.Rate}); err != nil {
+	if st.backup, err = st.repl.BaseBackup(ctx, postgres.BaseBackupOptions{Label: "tidemark", Rate: j.Rate}); err != nil {
 		return beginHint(err)
 	}
 	start := st.backup.Start
@@ -120,6 +113,17 @@ func (j *job) beginStream(ctx context.Context) (err error) {
 	j.pages = newPageChecker(nil, j.start.Redo, j.control, j.Log)
 	j.keeper = j.newKeeper(j.cluster)
 	return nil
+}
+
+// openStream opens both sessions, makes the slot, and asks for the settings.
+func (j *job) openStream(ctx context.Context, st *streaming) (slot string, err error) {
+	if st.owner, slot, err = j.server.anchorStream(ctx); err != nil {
+		return "", err
+	}
+	if st.repl, err = postgres.ConnectReplication(ctx, j.ConnInfo); err != nil {
+		return "", err
+	}
+	return slot, j.settings(ctx, st.repl)
 }
 
 // beginHint says what to do about a server that does not begin a backup.

@@ -90,9 +90,7 @@ func connect(ctx context.Context, conninfo string, readBuffer int) (*pgx.Conn, e
 	}
 	cfg.Config = *pc
 	if readBuffer > 0 {
-		cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-			return pgproto3.NewFrontend(bufio.NewReaderSize(r, readBuffer), w)
-		}
+		cfg.BuildFrontend = buffered(readBuffer)
 	}
 	// A pooler between us and the server loses prepared statements.
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
@@ -105,6 +103,13 @@ func connect(ctx context.Context, conninfo string, readBuffer int) (*pgx.Conn, e
 		return nil, explainConnect(err, pc)
 	}
 	return conn, nil
+}
+
+// buffered reads from the server through a buffer of so many bytes.
+func buffered(size int) pgconn.BuildFrontendFunc {
+	return func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		return pgproto3.NewFrontend(bufio.NewReaderSize(r, size), w)
+	}
 }
 
 // prepareSession makes the session independent of the server's defaults.

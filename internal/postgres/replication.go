@@ -30,6 +30,8 @@ type ReplConn struct {
 	name string
 }
 
+const replicationBuffer = 256 << 10
+
 // ConnectReplication opens a physical replication session. The role needs
 // REPLICATION and a line "replication" in pg_hba.conf.
 func ConnectReplication(ctx context.Context, conninfo string) (*ReplConn, error) {
@@ -39,6 +41,7 @@ func ConnectReplication(ctx context.Context, conninfo string) (*ReplConn, error)
 	}
 	cfg.RuntimeParams["replication"] = "true"
 	cfg.Database = "replication"
+	cfg.BuildFrontend = buffered(replicationBuffer)
 	// A walsender of a physical session runs no SET; what it needs comes with
 	// the start of the session.
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
