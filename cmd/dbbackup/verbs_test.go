@@ -195,3 +195,12 @@ func objects(t *testing.T, dir string) string {
 	})
 	return strings.Join(all, "\n")
 }
+
+// TestStreamRefusals: what does not go with --stream is said before anybody connects.
+func TestStreamRefusals(t *testing.T) {
+	for _, other := range []string{"-D", "--plain"} {
+		if _, err, code := verb(t, "create", "--repo", golden(t), "--stream", other, t.TempDir()); code != 64 || !strings.Contains(err, "--stream") {
+			t.Errorf("%s: %d, %s", other, code, err)
+		}
+	}
+}

@@ -129,6 +129,7 @@ func TestSmallestRole(t *testing.T) {
 		}
 		access("ssh", take("-D", ssh.AtDir(ssh.Port(), n.Dir)), "ssh")
 		access("here", take("-D", n.Dir), "files")
+		access("streamed", take("--stream"), "stream")
 		if r := take(); r.Code != 1 || !strings.Contains(r.Stderr, "pg_read_binary_file") && !strings.Contains(r.Stderr, "pg_ls_dir") && !strings.Contains(r.Stderr, "privilege") {
 			t.Errorf("over SQL without rights: %+v", r)
 		}
