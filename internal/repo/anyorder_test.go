@@ -54,7 +54,7 @@ func inOrder(t *testing.T, c *repo.Cluster, id, last string) {
 // chain; each references what the one before has, and is gone on with by either
 // kind after it was interrupted.
 func TestAnyOrder(t *testing.T) {
-	for _, seed := range seeds(t, 3) {
+	for _, seed := range seeds(t, 2) {
 		t.Logf("TIDEMARK_SEED=%d", seed)
 		rnd := rand.New(rand.NewPCG(seed, 5))
 		c, dir := newCluster(t)
@@ -99,7 +99,8 @@ func TestAnyOrder(t *testing.T) {
 				t.Fatal(err)
 			}
 			stored := storedBytes(t, dir) - before - left
-			if s.ResumedBlocks == 0 || stored > left || i > 0 && (s.Type != repo.Incremental || s.OldBlocks < s.Blocks/4) {
+			// What is stored does not compress, so that blocks can be weighed.
+			if s.ResumedBlocks*testBlock < left*9/10 || (stored+left)*9/10 > s.NewBlocks*testBlock || i > 0 && (s.Type != repo.Incremental || s.OldBlocks < s.Blocks/4) {
 				t.Errorf("backup %d (%s): %d bytes were left, %d stored in addition; %d blocks, %d old, %d resumed",
 					i, s.Type, left, stored, s.Blocks, s.OldBlocks, s.ResumedBlocks)
 			}
