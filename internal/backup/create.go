@@ -213,7 +213,7 @@ func (j *job) begin(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if j.start, err = j.server.begin(ctx); err != nil {
+	if j.start, err = j.server.settled(ctx, j.Timeout, j.Progress); err != nil {
 		return err
 	}
 	if j.src, j.access, err = j.server.openSource(ctx, j.DataDir, j.remote, j.start); err != nil {

@@ -17,6 +17,7 @@ import (
 
 	"tidemark/internal/blockcopy"
 	"tidemark/internal/exit"
+	"tidemark/internal/postgres"
 	"tidemark/internal/progress"
 	"tidemark/internal/repo"
 	"tidemark/pkg/volume"
@@ -55,6 +56,9 @@ func CreatePlain(ctx context.Context, dir string, o Options) (*PlainResult, erro
 		again, perr := s.again(ctx, err, try, o.Progress.Note)
 		if perr != nil {
 			return nil, perr
+		}
+		if !again && len(filled) > 0 && err != nil {
+			return nil, incomplete(dir, err)
 		}
 		if !again {
 			return res, err
@@ -101,21 +105,27 @@ func plainOnce(ctx context.Context, s *server, dir string, o Options) (res *Plai
 	_, err = blockcopy.Run(ctx, blockcopy.Options{Target: dir, Source: &checkedSource{throttle(p.src, o.Rate), p.pages}, Plan: plan, Jobs: o.Jobs,
 		Finish: p.finish, Progress: o.Progress, Log: o.Log})
 	if err != nil {
-		return nil, filled, p.incomplete(err)
+		return nil, filled, p.why(ctx, err)
 	}
 	return p.result, filled, nil
 }
 
+// why is the reason behind an attempt's failure: a standby that is promoted
+// loses files that the copy still wants, its last segment for one.
+func (p *plain) why(ctx context.Context, err error) error {
+	if !p.server.inRecovery || ctx.Err() != nil || errors.Is(err, errPromoted) {
+		return err
+	}
+	var recovery bool
+	if postgres.Query(ctx, p.server.conn, "SELECT pg_is_in_recovery()", nil, &recovery) == nil && !recovery {
+		return promoted()
+	}
+	return err
+}
+
 // incomplete says what is left of an attempt that failed. It is tombstoned,
 // and it cannot be gone on with: the WAL is no longer held back.
-func (p *plain) incomplete(err error) error {
-	var unsafe *unsafeError
-	if errors.As(err, &unsafe) {
-		return unsafe
-	}
-	if errors.Is(err, errPromoted) {
-		return err // it is begun again, unless that has happened too often
-	}
+func incomplete(dir string, err error) error {
 	code := exit.CodeOf(err)
 	if code == exit.Partial {
 		code = exit.Failed
@@ -123,7 +133,7 @@ func (p *plain) incomplete(err error) error {
 	if errors.Is(err, context.Canceled) {
 		code = exit.Interrupted
 	}
-	hint := "the directory " + p.dir + " is incomplete and refuses to start: remove it, and take the backup again"
+	hint := "the directory " + dir + " is incomplete and refuses to start: remove it, and take the backup again"
 	if cause := causeHint(err); cause != "" {
 		hint = cause + "\n" + hint
 	}

@@ -231,8 +231,7 @@ func (s *server) end(ctx context.Context, src blockcopy.Source, start point) (wa
 	var stop wal.LSN
 	if s.inRecovery {
 		if control.MinRecoveryPointTLI > start.Timeline {
-			return 0, nil, exit.New(exit.Failed, "run CHECKPOINT on the primary, then the command again",
-				"the standby is on timeline %s, its last restart point still on timeline %s", control.MinRecoveryPointTLI, start.Timeline)
+			return 0, nil, switched(control.MinRecoveryPointTLI)
 		}
 		if stop, err = s.replayedStop(ctx, control.MinRecoveryPoint, start.Redo); err != nil {
 			return 0, nil, err

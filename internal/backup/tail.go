@@ -31,11 +31,6 @@ import (
 // errPromoted is returned when a standby became a primary while it was copied.
 var errPromoted = errors.New("the server was promoted while it was copied")
 
-// promoted is the error of an attempt that a promotion ended.
-func promoted() error {
-	return exit.Wrap(errPromoted, exit.Failed, "run the command again", "the copy was begun from a standby")
-}
-
 // replayedStop is the stop position of a standby: at least its minimum
 // recovery point, and everything that it shows to those who query it.
 func (s *server) replayedStop(ctx context.Context, minimum, start wal.LSN) (wal.LSN, error) {
@@ -150,6 +145,9 @@ func (s *server) again(ctx context.Context, err error, try int, note func(format
 	case errors.Is(err, errPromoted):
 		note("%v: copying again, from what is a primary now", errPromoted)
 		return true, s.probe(ctx)
+	case errors.Is(err, errSwitched):
+		note("%v: copying again", errSwitched)
+		return true, nil
 	}
 	return false, nil
 }

@@ -90,7 +90,7 @@ func tarOnce(ctx context.Context, s *server, dir string, o Options) (*PlainResul
 		err = t.write(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(err, t.abandon())
+		return nil, errors.Join(t.why(ctx, err), t.abandon())
 	}
 	return t.result, nil
 }

@@ -6,18 +6,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"math/rand/v2"
 	"path"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/pkg/sftp"
-
 	"tidemark/internal/blockcopy"
 	"tidemark/internal/exit"
-	"tidemark/pkg/volume"
 )
 
 // Source reads the data directory of a server on another host. It implements
@@ -208,7 +203,7 @@ func (s *Source) List(ctx context.Context) (out []blockcopy.Entry, err error) {
 
 // Each calls do for what List returns, one by one.
 func (s *Source) Each(ctx context.Context, do func(blockcopy.Entry) error) error {
-	err := blockcopy.EachIn(ctx, &folders{ctx: ctx, s: s, listed: map[string]map[string]fs.FileInfo{}}, s.at.Dir, func(e blockcopy.Entry) error {
+	err := blockcopy.EachIn(ctx, &folders{ctx: ctx, s: s, listed: map[string]*listing{}}, s.at.Dir, func(e blockcopy.Entry) error {
 		if err := blockcopy.CheckPath(e.Path); err != nil {
 			return err
 		}
@@ -218,54 +213,4 @@ func (s *Source) Each(ctx context.Context, do func(blockcopy.Entry) error) error
 		return s.fault("listing", "", err)
 	}
 	return nil
-}
-
-// folders is as much of a file system as walking through it takes. The host
-// lists a directory with all that Lstat would say, so that is kept until it is
-// asked for.
-type folders struct {
-	volume.FS // nil: nothing else is called
-	ctx       context.Context
-	s         *Source
-	listed    map[string]map[string]fs.FileInfo // the directories from the root to the present one
-}
-
-func (f *folders) do(op func(c *sftp.Client) error) error {
-	return f.s.do(f.ctx, func(c *Session) error { return c.Watch(func() error { return op(c.Client) }) })
-}
-
-func (f *folders) ReadDir(name string) (out []fs.DirEntry, err error) {
-	err = f.s.do(f.ctx, func(c *Session) error { // no limit: it may have a million entries
-		infos, err := c.Client.ReadDirContext(f.ctx, name)
-		out = make([]fs.DirEntry, len(infos))
-		here := make(map[string]fs.FileInfo, len(infos))
-		for i, info := range infos {
-			out[i] = fs.FileInfoToDirEntry(info)
-			here[info.Name()] = info
-		}
-		maps.DeleteFunc(f.listed, func(dir string, _ map[string]fs.FileInfo) bool { return !strings.HasPrefix(name, dir+"/") })
-		f.listed[name] = here
-		return err
-	})
-	return out, err
-}
-
-func (f *folders) Lstat(name string) (info fs.FileInfo, err error) {
-	here := f.listed[path.Dir(name)]
-	if info, ok := here[path.Base(name)]; ok {
-		delete(here, path.Base(name))
-		return info, nil
-	}
-	err = f.do(func(c *sftp.Client) (err error) { info, err = c.Lstat(name); return err })
-	return info, err
-}
-
-func (f *folders) Stat(name string) (info fs.FileInfo, err error) {
-	err = f.do(func(c *sftp.Client) (err error) { info, err = c.Stat(name); return err })
-	return info, err
-}
-
-func (f *folders) Readlink(name string) (target string, err error) {
-	err = f.do(func(c *sftp.Client) (err error) { target, err = c.ReadLink(name); return err })
-	return target, err
 }
