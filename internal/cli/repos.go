@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"reflect"
 	"regexp"
+	"strings"
 
 	"github.com/alecthomas/kong"
 )
@@ -24,7 +25,8 @@ func splitRepos(s string) []string {
 	}
 }
 
-// repoMapper decodes --repo.
+// repoMapper decodes the names of repositories: --repo into a slice, and a flag
+// that takes one only into a string.
 type repoMapper struct{}
 
 // Decode implements kong.Mapper.
@@ -42,6 +44,13 @@ func (repoMapper) Decode(ctx *kong.DecodeContext, target reflect.Value) error {
 	default:
 		return fmt.Errorf("a repository is a text, not %v", v)
 	}
-	target.Set(reflect.AppendSlice(target, reflect.ValueOf(names).Convert(target.Type())))
+	if target.Kind() == reflect.Slice {
+		target.Set(reflect.AppendSlice(target, reflect.ValueOf(names).Convert(target.Type())))
+		return nil
+	}
+	if len(names) > 1 {
+		return fmt.Errorf("%s are several repositories, and one is meant", strings.Join(names, ", "))
+	}
+	target.SetString(names[0])
 	return nil
 }

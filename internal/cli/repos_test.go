@@ -12,7 +12,16 @@ import (
 )
 
 type reposGrammar struct {
+	One  oneRepo  `cmd:""`
 	Many manyRepo `cmd:""`
+}
+
+type oneRepo struct {
+	Source string `name:"source-repo" type:"repository"`
+}
+
+func (c *oneRepo) Run(e *Env) error {
+	return e.Render(nil, func(t *Text) { t.Line("%s", c.Source) })
 }
 
 type manyRepo struct{ ReposFlag }
@@ -51,6 +60,13 @@ func TestRepositories(t *testing.T) {
 		code := Run(context.Background(), "x", "", &reposGrammar{}, Streams{In: strings.NewReader(""), Out: &out, Err: &errs}, args)
 		if got := strings.TrimSpace(out.String()); code != 0 || got != tt.want {
 			t.Errorf("%s (env %q): %q, want %q; code %d %s", tt.args, tt.env, got, tt.want, code, &errs)
+		}
+	}
+	for arg, want := range map[string]string{"/a": "/a", "s3://b/p,x": "s3://b/p,x", "/a,/b": ""} {
+		var out, errs bytes.Buffer
+		code := Run(context.Background(), "x", "", &reposGrammar{}, Streams{In: strings.NewReader(""), Out: &out, Err: &errs}, []string{"one", "--source-repo", arg})
+		if got := strings.TrimSpace(out.String()); got != want || (code == 0) != (want != "") {
+			t.Errorf("one repository, %s: %q, code %d %s", arg, got, code, &errs)
 		}
 	}
 	if _, err := LoadConfig(writeConfig(t, "[repository]\npath = \"/a\"\npaths = [\"/b\"]\n")); exit.CodeOf(err) != exit.Usage {
