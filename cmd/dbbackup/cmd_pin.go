@@ -52,7 +52,7 @@ func inWhich(locations []string, location string) string {
 
 // Examples are printed with --help.
 func (pinCmd) Examples() string {
-	return `dbbackup pin --repo /srv/backup 20261121T235940Z --reason "before the upgrade"
+	return `dbbackup pin --repo /srv/backup 20261121T235940Z-3411 --reason "before the upgrade"
 dbbackup pin --repo /srv/backup latest --until 2027-12-31`
 }
 
@@ -85,7 +85,7 @@ func (c *unpinCmd) Run(ctx context.Context, e *cli.Env) error {
 
 // Examples are printed with --help.
 func (unpinCmd) Examples() string {
-	return `dbbackup unpin --repo /srv/backup 20261121T235940Z`
+	return `dbbackup unpin --repo /srv/backup 20261121T235940Z-3411`
 }
 
 type deleteCmd struct {
@@ -124,6 +124,6 @@ func (c *deleteCmd) Run(ctx context.Context, e *cli.Env) error {
 
 // Examples are printed with --help.
 func (deleteCmd) Examples() string {
-	return `dbbackup delete --repo /srv/backup 20261121T235940Z
-dbbackup delete --repo /srv/backup --yes 20261120T021500Z 20261119T021500Z`
+	return `dbbackup delete --repo /srv/backup 20261121T235940Z-3411
+dbbackup delete --repo /srv/backup --yes 20261120T021500Z-3411 20261119T021500Z`
 }

@@ -92,5 +92,5 @@ func renderShow(t *cli.Text, s *backup.ShowResult) {
 // Examples are printed with --help.
 func (showCmd) Examples() string {
 	return `dbbackup show --repo /srv/backup
-dbbackup show --repo /srv/backup 20261121T235940Z --json | jq .wal_missing`
+dbbackup show --repo /srv/backup 20261121T235940Z-3411 --json | jq .wal_missing`
 }
