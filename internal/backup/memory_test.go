@@ -20,7 +20,8 @@ const memoryBound = 256 << 20
 
 // TestMemory: the process that takes a backup of a cluster with many relations,
 // into a directory, a bucket and another host at once, stays within its bound;
-// so does the one after it, which compares.
+// so does the one after it, which compares, and one that comes in an order of
+// the server's.
 func TestMemory(t *testing.T) {
 	s3, host := storetest.NewS3(t, false), storetest.NewSFTP(t)
 	repos := []string{filepath.Join(t.TempDir(), "here"), s3.Location("pg"), host.Location("/pg")}
@@ -38,8 +39,12 @@ func TestMemory(t *testing.T) {
 			}
 		}
 	}
-	for _, what := range []string{"full", "incremental"} {
-		cmd := exec.Command(pgtest.Bin("dbbackup"), append([]string{"create", "--quiet", "-d", n.ConnInfo()}, named(repos)...)...)
+	for _, what := range []string{"full", "incremental", "streamed"} {
+		args := append([]string{"create", "--quiet", "-d", n.ConnInfo()}, named(repos)...)
+		if what == "streamed" {
+			args = append(args, "--stream")
+		}
+		cmd := exec.Command(pgtest.Bin("dbbackup"), args...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}

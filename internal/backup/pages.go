@@ -150,9 +150,6 @@ const nameLimit = 100
 // nameRelations fills in the relations of findings, as far as the catalogs can
 // be read.
 func nameRelations(ctx context.Context, s *server, findings []repo.Finding) {
-	if s.streams { // no SQL is run
-		return
-	}
 	type key struct{ space, rel uint32 }
 	byDatabase := map[uint32]map[key][]int{}
 	for i, f := range findings[:min(len(findings), nameLimit)] {

@@ -235,7 +235,9 @@ func (j *job) conclude(ctx context.Context, ds destinations) error {
 	if err := j.stream.verdict(count); err != nil {
 		return err
 	}
-	if count > 0 {
+	if count > 0 && j.stream != nil {
+		j.sayHowToName(findings[0])
+	} else if count > 0 {
 		nameRelations(ctx, j.server, findings)
 	}
 	if err := j.wait(ctx, ds, stop); err != nil {

@@ -11,6 +11,7 @@ import (
 	"tidemark/internal/exit"
 	"tidemark/internal/postgres"
 	"tidemark/internal/progress"
+	"tidemark/internal/repo"
 	"tidemark/pkg/volume"
 	"tidemark/pkg/wal"
 )
@@ -24,10 +25,13 @@ import (
 //
 // The files come once, in an order of the server's: every block is read, a
 // page that does not verify cannot be asked for again (the server has read it
-// twice), and the repository sorts its list of files at the end. Replay begins
-// and ends where the server says; what a restore gets is a label and a control
-// file as from any other way (see job.label and server.settle). Replaying to the
-// end of the server's own end-of-backup record is enough for a primary's files.
+// twice), and the repository sorts its list of files at the end.
+//
+// A restore gets a label and a control file as from any other way (job.label,
+// settle), whose minimum recovery point is the stop: behind the server's own
+// end-of-backup record on a primary, and on a standby at or behind the minimum
+// recovery point that the server returns. Full page images are forced by the
+// server meanwhile; what else replay does not repeat, guard looks for.
 
 // streaming is a backup that the server is sending.
 type streaming struct {
@@ -279,6 +283,21 @@ func (st *streaming) verdict(count int64) error {
 	}
 	return exit.New(exit.Failed, "the server's log names the blocks",
 		"the server says that page checksums are wrong, but what it sent is sound")
+}
+
+// sayHowToName tells what finds the relation of a damaged file, for its name
+// takes SQL.
+func (j *job) sayHowToName(f repo.Finding) {
+	seg, ok := volume.ParseRelPath(f.Path)
+	if !ok {
+		return
+	}
+	space := seg.Tablespace
+	if space == volume.DefaultTablespace {
+		space = 0
+	}
+	j.Progress.Note("no SQL is run over the replication protocol, so damaged relations are named by their files: in the database with the OID %d, SELECT pg_filenode_relation(%d, %d)::regclass names that of %s",
+		seg.Database, space, seg.Relation, f.Path)
 }
 
 // promotedMeanwhile turns the error of a copy that was begun from a standby

@@ -231,8 +231,8 @@ func TestStreamDamaged(t *testing.T) {
 		if err := json.Unmarshal([]byte(r.Stdout), &c); err != nil || r.Code != 3 || c.FindingCount != 1 || len(c.Findings) != 1 {
 			t.Fatalf("%v: %+v", err, r)
 		}
-		if got := c.Findings[0]; got.Path != file || got.Block != 3 || got.Relation != "" {
-			t.Errorf("%+v", got)
+		if got := c.Findings[0]; got.Path != file || got.Block != 3 || got.Relation != "" || !strings.Contains(r.Stderr, "pg_filenode_relation(0, "+filepath.Base(file)+")") {
+			t.Errorf("%+v: %s", got, r.Stderr)
 		}
 		if l := listing(t, dir); len(l.Backups) != 1 || l.Backups[0].FindingCount != 1 {
 			t.Errorf("%+v", l)
