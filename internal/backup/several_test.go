@@ -71,8 +71,8 @@ func TestSeveralRepositories(t *testing.T) {
 	n.PgbenchInit(1)
 
 	first, _ := createInto(t, n, repos[:1])
-	stop := n.Pgbench("-c", "2")
-	second, r := createInto(t, n, repos) // the others have none yet
+	stop := n.Pgbench("-c", "2", "-R", "40") // each segment is pushed to four
+	second, r := createInto(t, n, repos)     // the others have none yet
 	stop()
 	if r.Code != 0 || second.Type != "incremental" || second.OldBlocks == 0 || len(second.Others) != 3 || second.Repository != here {
 		t.Fatalf("%+v", r)
