@@ -163,21 +163,17 @@ type job struct {
 
 func createOnce(ctx context.Context, s *server, clusters []*repo.Cluster, o Options) ([]Taken, error) {
 	j := &job{Options: o, server: s, cluster: clusters[0], began: time.Now().UTC()}
-	begin := j.begin
+	begin, explain := j.begin, func(err error) error { return err }
 	if o.Stream {
-		begin = j.beginStream
+		standby := s.inRecovery
+		begin, explain = j.beginStream, func(err error) error { return j.promotedMeanwhile(ctx, standby, err) }
 	}
-	standby := s.inRecovery
 	if err := begin(ctx); err != nil {
-		return nil, err
+		return nil, explain(err)
 	}
 	defer j.src.Close()
 	ds := j.newDestinations(clusters)
-	err := j.into(ctx, ds)
-	if o.Stream {
-		err = j.promotedMeanwhile(ctx, standby, err)
-	}
-	return ds.taken(err)
+	return ds.taken(explain(j.into(ctx, ds)))
 }
 
 // into copies the cluster into every destination.

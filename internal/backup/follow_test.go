@@ -66,6 +66,10 @@ func TestStandbyFollowed(t *testing.T) {
 		if r.Code != 1 || !strings.Contains(r.Stderr, "hint: run CHECKPOINT on the primary of timeline 2 (this standby receives from host="+next.SocketDir) {
 			t.Errorf("without waiting long: %+v", r)
 		}
+		r = pgtest.Run(t, "dbbackup", "create", "--stream", "--repo", dir, "-d", s.ConnInfo())
+		if r.Code != 1 || !strings.Contains(r.Stderr, "hint: run CHECKPOINT on the primary of timeline 2") {
+			t.Errorf("streamed: %+v", r)
+		}
 		said, wait := background(t, "--repo", dir, "-d", s.ConnInfo())
 		pgtest.Wait(t, func() bool {
 			return strings.Contains(said(), "the standby waits for the first checkpoint of the primary of timeline 2")

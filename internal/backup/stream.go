@@ -97,7 +97,7 @@ func (j *job) beginStream(ctx context.Context) (err error) {
 			j.src.Close()
 		}
 	}()
-	slot, err := j.openStream(ctx, st)
+	slot, now, err := j.openStream(ctx, st)
 	if err != nil {
 		return err
 	}
@@ -106,6 +106,10 @@ func (j *job) beginStream(ctx context.Context) (err error) {
 		return beginHint(err)
 	}
 	start := st.backup.Start
+	if now > start.Timeline {
+		return exit.New(exit.Failed, "run CHECKPOINT on the primary of timeline "+now.String()+", then the command again",
+			"the standby is on timeline %s, its last restart point still on timeline %s", now, start.Timeline)
+	}
 	j.start, j.access = point{Redo: start.LSN, Timeline: start.Timeline}, "stream"
 	st.walStream, err = startWAL(ctx, postgres.ReceiveOptions{ConnInfo: j.ConnInfo, Conn: st.owner, Slot: slot, SystemID: j.server.systemID,
 		Start: start.LSN, Timeline: start.Timeline, PgWAL: true, Log: j.Log}, j.control.XLogSegSize)
@@ -119,15 +123,20 @@ func (j *job) beginStream(ctx context.Context) (err error) {
 	return nil
 }
 
-// openStream opens both sessions, makes the slot, and asks for the settings.
-func (j *job) openStream(ctx context.Context, st *streaming) (slot string, err error) {
+// openStream opens both sessions, makes the slot, and asks for the settings and
+// for the timeline of now.
+func (j *job) openStream(ctx context.Context, st *streaming) (slot string, now wal.TimelineID, err error) {
 	if st.owner, slot, err = j.server.anchorStream(ctx); err != nil {
-		return "", err
+		return "", 0, err
 	}
 	if st.repl, err = postgres.ConnectReplication(ctx, j.ConnInfo); err != nil {
-		return "", err
+		return "", 0, err
 	}
-	return slot, j.settings(ctx, st.repl)
+	system, err := st.repl.IdentifySystem(ctx)
+	if err != nil {
+		return "", 0, err
+	}
+	return slot, system.Timeline, j.settings(ctx, st.repl)
 }
 
 // beginHint says what to do about a server that does not begin a backup.
@@ -201,7 +210,7 @@ func (j *job) sent(ds destinations) (err error) {
 	case st.label.StartWAL != j.start.Redo:
 		return fmt.Errorf("the backup's label starts at %s, the server said %s", st.label.StartWAL, j.start.Redo)
 	case st.stop.Timeline != j.start.Timeline:
-		return timelineChanged(j.start, st.stop.Timeline)
+		return switched(st.stop.Timeline)
 	}
 	j.start.Checkpoint = st.label.Checkpoint
 	j.server.inRecovery = st.label.From == volume.FromStandby
@@ -229,7 +238,7 @@ func (j *job) endStream(ctx context.Context, ds destinations) (wal.LSN, *volume.
 			return 0, nil, err
 		}
 		if system.Timeline != j.start.Timeline {
-			return 0, nil, timelineChanged(j.start, system.Timeline)
+			return 0, nil, switched(system.Timeline)
 		}
 		if stop, err = j.received(ctx, ds, stop, system.Flush); err != nil {
 			return 0, nil, err

@@ -59,7 +59,7 @@ func (w *walStream) position() (wal.LSN, error) {
 		return 0, w.err
 	}
 	if p.Timeline > w.timeline {
-		return 0, timelineChanged(point{Timeline: w.timeline}, p.Timeline)
+		return 0, switched(p.Timeline)
 	}
 	return p.Flushed, nil
 }
