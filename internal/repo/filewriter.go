@@ -17,6 +17,7 @@ type FileWriter struct {
 	kept  *File     // the entry, where it is the parent's (see Keep)
 
 	mu     sync.Mutex
+	marked bool // the runs of olds
 	parts  []part
 	closed bool
 	gone   bool
@@ -49,10 +50,7 @@ const (
 // of the file. Several goroutines may write different blocks at once.
 func (f *FileWriter) Write(first int64, data []byte) error {
 	bs := int(f.w.o.BlockSize)
-	b := blockSorter{f: f, parts: make([]part, 0, 4)}
-	for _, o := range f.olds {
-		b.curs = append(b.curs, oldCursor{oldFile: o, cur: runCursor{runs: o.file.Runs}, blocks: blockCount(o.file.Size, f.w.o.BlockSize)})
-	}
+	b := blockSorter{f: f, parts: make([]part, 0, 4), curs: f.cursors()}
 	for n := first; len(data) > 0; n++ {
 		block := data[:min(bs, len(data))]
 		data = data[len(block):]
@@ -67,6 +65,29 @@ func (f *FileWriter) Write(first int64, data []byte) error {
 	defer f.mu.Unlock()
 	f.parts = append(f.parts, b.parts...)
 	return nil
+}
+
+// cursors returns one for each earlier version of the file.
+func (f *FileWriter) cursors() []oldCursor {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mark()
+	out := make([]oldCursor, 0, len(f.olds))
+	for _, o := range f.olds {
+		out = append(out, oldCursor{oldFile: o, cur: o.cursor(), blocks: blockCount(o.file.Size, f.w.o.BlockSize)})
+	}
+	return out
+}
+
+// mark prepares the earlier versions for many cursors, once; mu is held.
+func (f *FileWriter) mark() {
+	if f.marked {
+		return
+	}
+	f.marked = true
+	for i := range f.olds {
+		f.olds[i].marks = marksOf(f.olds[i].file.Runs)
+	}
 }
 
 // Close ends the file: it has size bytes, and blocks below that which were

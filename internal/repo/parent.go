@@ -30,10 +30,13 @@ type comparison struct {
 
 // oldFile is a file as an earlier backup has it.
 type oldFile struct {
-	file *File
-	m    *Manifest
-	from *comparison
+	file  *File
+	m     *Manifest
+	from  *comparison
+	marks runMarks
 }
+
+func (o *oldFile) cursor() runCursor { return runCursor{runs: o.file.Runs, marks: o.marks} }
 
 func openParent(ctx context.Context, c *Cluster, id string, anyOrder bool) (*comparison, error) {
 	m, err := c.OpenManifest(ctx, id)
@@ -74,7 +77,7 @@ func (f *FileWriter) findOld() error {
 			return err
 		}
 		if old != nil {
-			f.olds = append(f.olds, oldFile{old, m, c})
+			f.olds = append(f.olds, oldFile{file: old, m: m, from: c})
 		}
 	}
 	return nil

@@ -66,7 +66,10 @@ func (f *FileWriter) Reference(first, count int64) error {
 	if old == nil || first+count > blockCount(old.file.Size, f.w.o.BlockSize) {
 		return fmt.Errorf("%s, blocks %d to %d: %w", f.entry.Path, first, first+count-1, errNotInParent)
 	}
-	cur := runCursor{runs: old.file.Runs}
+	f.mu.Lock()
+	f.mark()
+	cur := old.cursor()
+	f.mu.Unlock()
 	b := blockSorter{f: f}
 	for n := first; n < first+count; {
 		run, skip := cur.seek(n)
