@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"tidemark/bench/scratch"
+	"tidemark/internal/postgres"
 )
 
 const port = 54311
@@ -24,11 +25,19 @@ max_wal_size = 4GB
 wal_keep_size = 100GB
 `
 
+// From version 17 on.
+const summaries = "summarize_wal = on\n"
+
+// A cluster is filled without waiting for the disk, and measured as one that is
+// in use.
+const filled = "fsync = on\n"
+
 type bench struct {
 	settings
-	place    *scratch.Server
-	server   *scratch.Server
-	dbbackup string
+	place       *scratch.Server
+	server      *scratch.Server
+	dbbackup    string
+	pgbenchPath string
 }
 
 func newBench(ctx context.Context, s settings) (*bench, error) {
@@ -37,14 +46,32 @@ func newBench(ctx context.Context, s settings) (*bench, error) {
 		return nil, err
 	}
 	b := &bench{settings: s, place: place, server: place.Cluster("data", port), dbbackup: filepath.Join(place.Dir, "dbbackup")}
-	if !place.Bin.Has("pgbench") {
-		return nil, fmt.Errorf("there is no pgbench in %s", place.Bin.BinDir)
+	if b.pgbenchPath, err = findProgram(place.Bin, "pgbench"); err != nil {
+		return nil, err
 	}
-	build := exec.CommandContext(ctx, "go", "build", "-o", b.dbbackup, "./cmd/dbbackup")
-	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("building dbbackup: %w\n%s", err, out)
+	if err := build(ctx, b.dbbackup, "./cmd/dbbackup"); err != nil {
+		return nil, err
 	}
 	return b, b.fill(ctx)
+}
+
+// build builds a program of this module.
+func build(ctx context.Context, path, pkg string) error {
+	if out, err := exec.CommandContext(ctx, "go", "build", "-o", path, pkg).CombinedOutput(); err != nil {
+		return fmt.Errorf("building %s: %w\n%s", pkg, err, out)
+	}
+	return nil
+}
+
+// findProgram looks for a client beside a server, and beside those of other
+// versions, which it works with as well.
+func findProgram(beside postgres.Installation, name string) (string, error) {
+	for _, i := range append([]postgres.Installation{beside}, postgres.Installations()...) {
+		if i.Has(name) {
+			return i.Path(name), nil
+		}
+	}
+	return "", fmt.Errorf("there is no %s", name)
 }
 
 // noiseTable holds four rows of random bytes a page. From a row's number
@@ -54,7 +81,7 @@ const noiseTable = `INSERT INTO noise SELECT g, (SELECT string_agg(sha512((g * 6
 
 // fill makes the cluster, once.
 func (b *bench) fill(ctx context.Context) error {
-	mark := filepath.Join(b.place.Dir, "filled.done")
+	mark := filepath.Join(b.place.Dir, "filled-2.done")
 	if _, err := os.Stat(mark); err == nil {
 		return nil
 	}
@@ -62,7 +89,11 @@ func (b *bench) fill(ctx context.Context) error {
 	if err := os.RemoveAll(b.server.Data); err != nil {
 		return err
 	}
-	if err := b.server.Init(scratch.Options{SegmentMB: 16, Checksums: true, Config: config}); err != nil {
+	set := config
+	if b.major >= 17 {
+		set += summaries
+	}
+	if err := b.server.Init(scratch.Options{SegmentMB: 16, Checksums: true, Config: set}); err != nil {
 		return err
 	}
 	if err := b.server.Start(); err != nil {
@@ -74,7 +105,7 @@ func (b *bench) fill(ctx context.Context) error {
 		statements = append(statements, fmt.Sprintf(noiseTable, at, min(at+step, rows)-1))
 	}
 	err := errors.Join(b.pgbench("-i", "-q", "-s", fmt.Sprint(b.scale)), b.server.Exec(ctx, append(statements, "VACUUM (FREEZE) noise", "CHECKPOINT")...),
-		b.server.Stop("fast"))
+		b.server.Stop("fast"), b.server.Configure(filled))
 	if err != nil {
 		return err
 	}
@@ -82,8 +113,11 @@ func (b *bench) fill(ctx context.Context) error {
 }
 
 func (b *bench) pgbench(args ...string) error {
-	s := b.server
-	return s.Run("pgbench", append(args, "-h", s.Dir, "-p", fmt.Sprint(s.Port), "-U", "postgres", "postgres")...)
+	return b.run(append([]string{b.pgbenchPath}, b.pgbenchArgs(args...)...)...)
+}
+
+func (b *bench) pgbenchArgs(args ...string) []string {
+	return append(args, "-h", b.server.Dir, "-p", fmt.Sprint(b.server.Port), "-U", "postgres", "postgres")
 }
 
 // transactions runs about n of them.

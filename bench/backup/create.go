@@ -119,7 +119,7 @@ func wantFull(list []*program) wanted {
 func wantIncremental(list []*program) wanted {
 	var w wanted
 	for _, p := range list[1:] {
-		if !strings.HasPrefix(p.name, "pg_basebackup") || len(p.incrRuns.walls) == 0 {
+		if !p.base || len(p.incrRuns.walls) == 0 {
 			continue
 		}
 		if t := scratch.Best(p.incrRuns.walls); w.wall == 0 || t < w.wall {
@@ -131,7 +131,7 @@ func wantIncremental(list []*program) wanted {
 	}
 	w.comments = []string{fmt.Sprintf("%.2f of pg_basebackup --incremental", wantedIncr), "its size"}
 	if w.wall == 0 {
-		w.comments = []string{"pg_basebackup --incremental: not installed, nothing to compare with"}
+		w.comments = []string{"pg_basebackup --incremental: needs a server of 17 or later, see there"}
 	}
 	w.wall = time.Duration(float64(w.wall) * wantedIncr)
 	return w

@@ -1,7 +1,7 @@
 // Command backup compares dbbackup with other programs for PostgreSQL backups,
 // on one cluster and in one run:
 //
-//	go run ./bench/backup [-scale 140] [-noise 1100] [-rounds 3] [-tx 20000] [-major 15] [-only create|latency|push]
+//	go run ./bench/backup [-scale 140] [-noise 1100] [-rounds 3] [-tx 20000] [-major 15] [-only create|incremental|latency|push]
 //	go run ./bench/backup -short                  # a minute, to see that it works
 //
 // A cluster is filled by pgbench (a scale of 140 makes 2.1 GB, checksums on)
@@ -15,6 +15,11 @@
 //
 // What a backup costs others is measured by a pgbench that runs at a steady
 // rate: its 99th percentile while a backup runs, and while none does.
+//
+// pg_basebackup takes incremental backups from 17 on. Where such a server is
+// found besides, the incremental part runs on a cluster of it, with the same
+// data and summarize_wal on. Without its pg_basebackup, bench/basebackup sends
+// the server what that one sends.
 //
 // `push` is measured on segments that the filling wrote, called one at a time
 // as the server calls its archive_command.
@@ -59,7 +64,7 @@ func main() {
 	flag.IntVar(&s.tx, "tx", 20000, "transactions between the full and the incremental backup")
 	flag.IntVar(&s.rounds, "rounds", 3, "how often each program runs")
 	flag.IntVar(&s.push, "segments", 96, "segments that wait to be archived")
-	flag.StringVar(&s.only, "only", "", "one part: create, latency or push")
+	flag.StringVar(&s.only, "only", "", "one part: create, incremental, latency or push")
 	flag.StringVar(&s.flags, "flags", "", "further flags for dbbackup create")
 	short := flag.Bool("short", false, "a short form: scale 10, 75 MB of random bytes, 2000 transactions, 12 segments, one round")
 	flag.Parse()
@@ -74,18 +79,28 @@ func main() {
 }
 
 func run(ctx context.Context, s settings) error {
-	b, err := newBench(ctx, s)
-	if err != nil {
-		return err
-	}
 	for _, part := range []struct {
-		name string
-		do   func(context.Context) error
-	}{{"create", b.create}, {"latency", b.latency}, {"push", b.pushes}} {
+		name  string
+		major int
+		do    func(*bench, context.Context) error
+	}{
+		{"create", s.major, (*bench).create}, {"incremental", summarizing(s.major), (*bench).incremental},
+		{"latency", s.major, (*bench).latency}, {"push", s.major, (*bench).pushes},
+	} {
 		if s.only != "" && s.only != part.name {
 			continue
 		}
-		if err := part.do(ctx); err != nil {
+		if part.major == 0 {
+			fmt.Printf("\n%s: left out, there is no server of version 17 or later\n", part.name)
+			continue
+		}
+		of := s
+		of.major = part.major
+		b, err := newBench(ctx, of)
+		if err != nil {
+			return err
+		}
+		if err := part.do(b, ctx); err != nil {
 			return err
 		}
 	}

@@ -13,6 +13,7 @@ import (
 type program struct {
 	name   string
 	checks bool   // page checksums on the way
+	base   bool   // pg_basebackup, or what it sends
 	why    string // why it is not run
 	dir    string // of its repository
 
@@ -95,7 +96,7 @@ func (b *bench) basebackups() []*program {
 		}
 	}
 	for _, method := range []string{"client-zstd:3", "server-zstd:3"} {
-		p := &program{name: "pg_basebackup " + strings.TrimSuffix(method, ":3"), checks: true, full: run(method)}
+		p := &program{name: "pg_basebackup " + strings.TrimSuffix(method, ":3"), checks: true, base: true, full: run(method)}
 		switch {
 		case !b.place.Bin.Has("pg_basebackup"):
 			p.why = "not installed"
