@@ -17,6 +17,7 @@ type createCmd struct {
 	cli.DSNFlag
 	cli.ReposFlag
 	cli.JobsFlag
+	cli.NiceFlag
 	PGData  string        `name:"pgdata" short:"D" placeholder:"DIR" type:"datadir" help:"The server's data directory: on this machine, where it is found by itself as well, or sftp://USER@HOST/PATH to read it over ssh. Without it, what cannot be read here is read over SQL."`
 	Stream  bool          `help:"Read everything over the replication protocol (BASE_BACKUP), from another host too: the role needs REPLICATION and no other right. All is read each time."`
 	Label   string        `placeholder:"TEXT" help:"Words to find the backup by."`
@@ -35,7 +36,7 @@ func (c *createCmd) Run(ctx context.Context, e *cli.Env) error {
 	o := backup.Options{Tool: "dbbackup " + cli.Version(), ConnInfo: c.DSN, DataDir: c.PGData, Stream: c.Stream, Label: c.Label, Full: c.Full,
 		Jobs: c.Jobs, Timeout: c.Timeout, Rehash: c.rehash(), Rate: int64(c.Rate), Progress: e.Progress(), Log: e.Log()}
 	boundMemory()
-	err := c.checkStream()
+	err := errors.Join(c.checkStream(), c.StandBack(e))
 	if err != nil {
 		return err
 	}

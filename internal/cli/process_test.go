@@ -23,6 +23,7 @@ type processGrammar struct {
 	Become becomeCmd `cmd:"" help:"Become a directory's owner."`
 	Ask    askCmd    `cmd:"" help:"Ask."`
 	Draw   drawCmd   `cmd:"" help:"Show progress."`
+	Nice   niceCmd   `cmd:"" help:"Stand back."`
 }
 
 type hangCmd struct {
