@@ -36,7 +36,10 @@ func (c *createCmd) Run(ctx context.Context, e *cli.Env) error {
 	o := backup.Options{Tool: "dbbackup " + cli.Version(), ConnInfo: c.DSN, DataDir: c.PGData, Stream: c.Stream, Label: c.Label, Full: c.Full,
 		Jobs: c.Jobs, Timeout: c.Timeout, Rehash: c.rehash(), Rate: int64(c.Rate), Progress: e.Progress(), Log: e.Log()}
 	boundMemory()
-	err := errors.Join(c.checkStream(), c.StandBack(e))
+	err := c.checkStream()
+	if err == nil {
+		err = c.StandBack(e)
+	}
 	if err != nil {
 		return err
 	}

@@ -56,7 +56,7 @@ var decoder = sync.OnceValue(func() *zstd.Decoder {
 
 // compress appends one zstd frame that holds raw to dst.
 func compress(l Level, raw, dst []byte) []byte {
-	if l <= LevelFast && dense(raw) {
+	if l <= LevelGood && dense(raw) {
 		return matcher().EncodeAll(raw, dst)
 	}
 	return encoder(l).EncodeAll(raw, dst)
