@@ -236,4 +236,7 @@ func (c *Cluster) packHeader(name string, blockSize uint32) header {
 	return header{Kind: kindPack, SystemID: c.systemID, MaxBlock: blockSize, Name: c.prefix + "packs/" + name + ".zst"}
 }
 
+// isPack reports whether an object of that name is a pack.
+func isPack(name string) bool { return strings.Contains(name, "/packs/") }
+
 func packName(id string, n int) string { return fmt.Sprintf("%s/%06d", id, n) }

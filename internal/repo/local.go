@@ -78,7 +78,12 @@ func (l *Local) Put(ctx context.Context, name string, write func(io.Writer) erro
 	defer os.Remove(tmp) // a no-op once it has its final name
 	defer f.Close()      // releases the lock last of all
 
-	if err := write(&ctxWriter{ctx, &steadyWriter{f: f}}); err != nil {
+	w, finish := diskWriter(f, name)
+	err = write(&ctxWriter{ctx, w})
+	if ferr := finish(); err == nil {
+		err = ferr
+	}
+	if err != nil {
 		return diskError(err, l.root)
 	}
 	if err := ctx.Err(); err != nil {

@@ -24,11 +24,18 @@ type steadyWriter struct {
 // Write implements io.Writer.
 func (w *steadyWriter) Write(p []byte) (int, error) {
 	n, err := w.f.Write(p)
-	w.at += int64(n)
-	if err == nil && w.at-w.on >= steadyBytes {
-		err = w.hand()
+	if err == nil {
+		err = w.wrote(n)
 	}
 	return n, err
+}
+
+// wrote counts the next n bytes, which are in the page cache.
+func (w *steadyWriter) wrote(n int) error {
+	if w.at += int64(n); w.at-w.on < steadyBytes {
+		return nil
+	}
+	return w.hand()
 }
 
 // hand begins the next piece and waits for the one before. It promises nothing

@@ -2,11 +2,13 @@
 
 package repo
 
-import "os"
+import (
+	"io"
+	"os"
+)
 
-// steadyWriter has the disk take an object as it is written, where that is
-// known how: not here.
-type steadyWriter struct{ f *os.File }
-
-// Write implements io.Writer.
-func (w *steadyWriter) Write(p []byte) (int, error) { return w.f.Write(p) }
+// diskWriter is how an object reaches its file: on Linux past the page cache,
+// or a little at a time.
+func diskWriter(f *os.File, _ string) (w io.Writer, finish func() error) {
+	return f, func() error { return nil }
+}
