@@ -32,7 +32,7 @@ func TestKilledCreate(t *testing.T) {
 	n := pgtest.New(t, pgtest.Options{Config: archiving(dir)})
 	n.PgbenchInit(5)
 	first := create(t, dir, n)
-	cmd := exec.Command(pgtest.Bin("dbbackup"), "create", "--full", "--jobs", "1", "--repo", dir, "-d", n.ConnInfo())
+	cmd := exec.Command(pgtest.Bin("dbbackup"), "create", "--full", "--jobs", "1", "--rate", "50MB", "--repo", dir, "-d", n.ConnInfo())
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,9 @@ func TestKilledCreate(t *testing.T) {
 		}
 		return len(all)
 	}
-	pgtest.Wait(t, func() bool { return packs() >= 2 })
+	pgtest.Wait(t, func() bool { // the archiver has temporary files, too
+		return len(listing(t, dir).Started) == 1 && packs() >= 2
+	})
 	cmd.Process.Kill()
 	cmd.Wait()
 	l := listing(t, dir)

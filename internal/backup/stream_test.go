@@ -101,11 +101,11 @@ func TestStream(t *testing.T) {
 		n.Exec("CREATE TABLE in_space TABLESPACE s AS SELECT generate_series(1, 3000) AS id")
 		n.Exec("CREATE UNLOGGED TABLE unlogged AS SELECT generate_series(1, 3000) AS id")
 		n.PgbenchInit(2)
-		stop := n.Pgbench("-c", "2", "-T", "60")
+		stop := n.Pgbench("-c", "2", "-T", "120", "-R", "100") // with more WAL than data, all is read
 		stopChurn := n.Churn(churn()...)
 		full := streamed(t, dir, role)
 		incr := streamed(t, dir, role, "--jobs", "1")
-		local := create(t, dir, n)
+		local, said := noted(t, dir, n)
 		stopChurn()
 		stop()
 		last := streamed(t, dir, role)
@@ -113,7 +113,7 @@ func TestStream(t *testing.T) {
 		still := create(t, dir, n)
 		want := n.Digest()
 		if full.Type != "full" || incr.Type != "incremental" || incr.OldBlocks == 0 || local.OldBlocks == 0 || local.Proof == "" || last.OldBlocks == 0 {
-			t.Errorf("full %+v\nincremental %+v\nfiles %+v\nlast %+v", full, incr, local, last)
+			t.Errorf("full %+v\nincremental %+v\nfiles %+v\n%s\nlast %+v", full, incr, local, said, last)
 		}
 		if full.Source.Access != "stream" || full.Source.Role != "primary" || last.NewBlocks > last.OldBlocks {
 			t.Errorf("%+v: %d new blocks", full.Source, last.NewBlocks)
@@ -276,7 +276,7 @@ func TestStreamCut(t *testing.T) {
 	s := shown(t, dir)
 	total := 0
 	for id, packs := range left {
-		if used := s.stored(id); used < packs {
+		if used := s.stored(id); used < packs-1 { // the last may hold nothing but a part of a file
 			t.Errorf("backup %s was cut off with %d packs, %d are used: %+v", id, packs, used, s)
 		}
 	}

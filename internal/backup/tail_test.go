@@ -130,8 +130,8 @@ func TestStandbyPromotedMeanwhile(t *testing.T) {
 			t.Fatal(err)
 		}
 		pgtest.Wait(t, func() bool {
-			all, err := filepath.Glob(filepath.Join(dir, ".tmp", "*"))
-			return err == nil && len(all) >= 2
+			all, err := filepath.Glob(filepath.Join(dir, "*", "backups", "*", "started"))
+			return err == nil && len(all) == 1
 		})
 		s.Promote()
 		s.Exec("UPDATE t SET t = 'promoted' WHERE id % 100 = 0")
