@@ -314,3 +314,58 @@ func TestSweepDamaged(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestResumeOpenFile: what was stored of a file that was not read to its end is
+// not stored again, nor what was of one behind it.
+func TestResumeOpenFile(t *testing.T) {
+	for _, anyOrder := range []bool{false, true} {
+		t.Run(fmt.Sprint("in any order ", anyOrder), func(t *testing.T) {
+			c, dir := newCluster(t)
+			rnd := rand.New(rand.NewPCG(7, 1))
+			const blocks, read = 300, 171
+			tr := tree{"base/1/16384": noise(rnd, blocks*testBlock), "base/1/16385": noise(rnd, 20*testBlock), "base/1/16386": noise(rnd, 5*testBlock)}
+			o := small("")
+			o.AnyOrder = anyOrder
+			open := func() *repo.BackupWriter {
+				t.Helper()
+				w, err := c.NewBackup(t.Context(), o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return w
+			}
+			file := func(w *repo.BackupWriter, path string) *repo.FileWriter {
+				t.Helper()
+				f, err := w.File(blockcopy.Entry{Path: path, Size: int64(len(tr[path])), Mode: 0o600})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return f
+			}
+			must := func(err error) {
+				t.Helper()
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			w := open()
+			first, second := file(w, "base/1/16384"), file(w, "base/1/16385")
+			must(first.Write(100, tr["base/1/16384"][100*testBlock:(100+read)*testBlock])) // somewhere in the middle
+			must(second.Write(0, tr["base/1/16385"]))
+			must(second.Close(int64(len(tr["base/1/16385"])), false))
+			must(w.Suspend())
+			left := storedBytes(t, dir)
+			w = open()
+			must(writeTree(w, tr))
+			s := summary()
+			must(w.Commit(s))
+			if s.ResumedBlocks != read+20 || s.NewBlocks != blocks+25 {
+				t.Errorf("%d blocks of %d were there, %d are new", s.ResumedBlocks, read+20, s.NewBlocks)
+			}
+			if added := storedBytes(t, dir) - left; added > (blocks-read+5)*testBlock*21/20 {
+				t.Errorf("%d bytes were added to %d", added, left)
+			}
+			mustRestore(t, c, s.ID, tr)
+		})
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"tidemark/internal/blockcopy"
 	"tidemark/internal/exit"
 )
 
@@ -55,7 +56,7 @@ func (w *BackupWriter) flushLeft() error {
 	}
 	w.packs.closing.Wait() // a part that is being written
 	w.mu.Lock()
-	text := append(w.parts.pending, w.parts.text...)
+	text := w.appendUnfinished(append(w.parts.pending, w.parts.text...))
 	table := w.table
 	w.parts.pending, w.parts.text = nil, nil
 	if len(text) > 0 {
@@ -67,6 +68,26 @@ func (w *BackupWriter) flushLeft() error {
 		return nil
 	}
 	return w.putPart(n, text, table)
+}
+
+// appendUnfinished appends the lines of the files that were being read, and of
+// those behind them; mu is held, and everything is in a pack. What was not read
+// of a file counts as zero, which is compared with nothing.
+func (w *BackupWriter) appendUnfinished(text []byte) []byte {
+	for _, f := range w.queue {
+		if f.kept != nil || f.gone || f.entry.Type != blockcopy.File || !f.placed() {
+			continue
+		}
+		if !f.closed {
+			for _, p := range f.parts {
+				f.size = max(f.size, (p.first+p.count)*int64(w.o.BlockSize))
+			}
+		}
+		if file := f.entryOf(&Totals{}); f.stored {
+			text = appendFile(text, file)
+		}
+	}
+	return text
 }
 
 // giveUp ends the manifest's upload.
