@@ -73,11 +73,8 @@ func runMeasured() {
 // measured runs a command and returns the largest resident set that it had.
 func measured(t *testing.T, name string, args ...string) int64 {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(self, append([]string{name}, args...)...)
+	// By its path this account may not get at it.
+	cmd := exec.Command("/proc/self/exe", append([]string{name}, args...)...)
 	cmd.Env = append(os.Environ(), measureEnv+"=1")
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
