@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"reflect"
 	"strings"
 	"syscall"
 
@@ -53,7 +52,7 @@ func (e exited) Error() string { return fmt.Sprintf("exit %d", int(e)) }
 
 func parseAndRun(ctx context.Context, name, description string, grammar any, env *Env, args []string) error {
 	conf := newResolver(args)
-	parser, err := kong.New(narrow(grammar, args),
+	parser, err := kong.New(grammar,
 		kong.Name(name),
 		kong.Description(description),
 		kong.Embed(&env.globals),
@@ -81,27 +80,6 @@ func parseAndRun(ctx context.Context, name, description string, grammar any, env
 	env.status = statusRule(kctx.Selected())
 	env.config = conf.config
 	return kctx.Run()
-}
-
-// narrow returns a grammar of only the verb that the arguments begin with, or the
-// whole one where they begin otherwise. The server starts an archive command and
-// a restore command for every segment, and a sixth of what that costs would go
-// into verbs that nobody named.
-func narrow(grammar any, args []string) any {
-	all := reflect.TypeOf(grammar)
-	if len(args) == 0 || all.Kind() != reflect.Pointer || all.Elem().Kind() != reflect.Struct {
-		return grammar
-	}
-	for i := range all.Elem().NumField() {
-		f := all.Elem().Field(i)
-		if _, verb := f.Tag.Lookup("cmd"); !verb || f.Anonymous {
-			return grammar // something that holds for all verbs
-		}
-		if f.Tag.Get("name") == "" && strings.ToLower(f.Name) == args[0] {
-			return reflect.New(reflect.StructOf([]reflect.StructField{f})).Interface()
-		}
-	}
-	return grammar
 }
 
 // Statuser is a verb that does not end with the codes of package exit but by a
