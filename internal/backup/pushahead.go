@@ -3,7 +3,6 @@ package backup
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -101,13 +100,6 @@ func pushOne(ctx context.Context, c *repo.Cluster, path string) (*receipt, error
 		return nil, err
 	}
 	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() {
-		return nil, fs.ErrInvalid
-	}
 	before, err := stateOf(f)
 	if err != nil {
 		return nil, err

@@ -15,7 +15,6 @@ import (
 	"tidemark/internal/blockcopy"
 	"tidemark/internal/pgtest"
 	"tidemark/internal/postgres"
-	"tidemark/internal/repo"
 )
 
 // onlyReplication makes a role that may replicate, and do nothing else: it gets
@@ -25,20 +24,6 @@ func onlyReplication(n *pgtest.Node) (conninfo string) {
 	n.PrependHBA("local replication streamer trust", "local all streamer reject", "host all streamer all reject")
 	n.Reload()
 	return n.ConnInfo("user=streamer")
-}
-
-// eachProtocol runs a test that takes long with the oldest and the newest major
-// version, of which each speaks its own protocol; with all where they are asked
-// for by name.
-func eachProtocol(t *testing.T, f func(t *testing.T, major int)) {
-	t.Helper()
-	all := pgtest.Majors(t)
-	pgtest.Each(t, func(t *testing.T, major int) {
-		if os.Getenv("TIDEMARK_PG_MAJORS") == "" && major != all[0] && major != all[len(all)-1] {
-			t.Skip("13 and 14 are alike, and so are the others")
-		}
-		f(t, major)
-	})
 }
 
 // streamed takes a backup over the replication protocol.
@@ -55,15 +40,7 @@ func streamed(t *testing.T, dir, conninfo string, args ...string) created {
 // paths are what a backup holds.
 func paths(t *testing.T, dir, id string) map[string]bool {
 	t.Helper()
-	r, err := repo.Open(t.Context(), dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := r.OnlyCluster(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	src, err := c.OpenSource(t.Context(), id)
+	src, err := onlyCluster(t, dir).OpenSource(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +62,7 @@ func paths(t *testing.T, dir, id string) map[string]bool {
 // incremental backups of a server that works, in one chain with those that read
 // its files. All of them restore; and a backup holds the same files either way.
 func TestStream(t *testing.T) {
-	eachProtocol(t, func(t *testing.T, major int) {
+	pgtest.Each(t, func(t *testing.T, major int) {
 		dir := newRepo(t)
 		config := []string{"max_wal_size = 64MB", "wal_keep_size = 1GB"} // nothing archives what lies between two backups
 		if major >= 15 {

@@ -14,8 +14,8 @@ import (
 	"tidemark/pkg/volume"
 )
 
-// digests returns the digest of every relation file that a user made, by path.
-func digests(t *testing.T, dir, id string) map[string]string {
+// onlyCluster opens the one cluster of a repository.
+func onlyCluster(t *testing.T, dir string) *repo.Cluster {
 	t.Helper()
 	r, err := repo.Open(t.Context(), dir)
 	if err != nil {
@@ -25,7 +25,13 @@ func digests(t *testing.T, dir, id string) map[string]string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := c.OpenManifest(t.Context(), id)
+	return c
+}
+
+// digests returns the digest of every relation file that a user made, by path.
+func digests(t *testing.T, dir, id string) map[string]string {
+	t.Helper()
+	m, err := onlyCluster(t, dir).OpenManifest(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}

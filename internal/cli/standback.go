@@ -1,8 +1,6 @@
 package cli
 
-import (
-	"tidemark/internal/exit"
-)
+import "tidemark/internal/exit"
 
 // DefaultNice is how far work that can wait stands back behind a server, as
 // nice(1) counts: a tenth of its share where both want the same processor, and
@@ -22,7 +20,7 @@ func (f NiceFlag) StandBack(e *Env) error {
 		n = *f.Nice
 	}
 	if n < 0 || n > 19 {
-		return exit.New(exit.Usage, "", "--nice goes from 0 to 19, not %d", n)
+		return exit.New(exit.Usage, "leave it out for 10, or say --nice 0 to run as any other process", "--nice goes from 0 to 19, not %d", n)
 	}
 	if n == 0 {
 		return nil

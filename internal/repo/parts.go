@@ -11,8 +11,10 @@ import (
 
 // An interrupted backup leaves packs, and parts: pieces of its manifest that
 // were written on the way. Parts have the manifest's format; their file lists
-// hold the files, in path order from part to part unless they came in another, of which blocks were stored,
-// and name only packs that were durable when the part was written. The next
+// hold the files of which blocks were stored, in path order from part to part
+// unless they came in another, and name only packs that were durable when the
+// part was written. A backup that ends in order lists the files that it had not
+// read to their end as well (see appendUnfinished). The next
 // backup compares its blocks with them as it does with its parent's, and what is
 // there is neither compressed nor stored again. Nothing else is ever taken from
 // a part: it says where a block may be, the block's hash says whether it is.

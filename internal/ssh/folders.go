@@ -25,8 +25,8 @@ type folders struct {
 	listed    map[string]*listing // the directories from the root to the present one
 }
 
-// listing is the content of a directory, which may have a million entries: what
-// the library keeps of each takes four times the room, and is let go at once.
+// listing is the content of a directory, which may have a million entries: it
+// keeps what is needed of each, and lets the library's go at once.
 type listing struct {
 	names []string // in order
 	stats []stat
