@@ -52,7 +52,9 @@ func (e exited) Error() string { return fmt.Sprintf("exit %d", int(e)) }
 
 func parseAndRun(ctx context.Context, name, description string, grammar any, env *Env, args []string) error {
 	conf := newResolver(args)
+	grammar, verb := narrow(grammar, args)
 	parser, err := kong.New(grammar,
+		verb,
 		kong.Name(name),
 		kong.Description(description),
 		kong.Embed(&env.globals),
