@@ -84,7 +84,7 @@ func TestRun(t *testing.T) {
 		{"-D busy", 1, "", "refused: it is busy\n"},
 		{"-D /srv/a --progress=loud", 1, "", "must be auto, bar, plain or none"},
 		{"--source-server=x", 1, "", "missing flags"},
-		{"check --help", 0, "Examples:\n  demo check -D /srv/alpha   # compares\n", ""},
+		{"check --help", 0, "Examples:\n  demo check -D /srv/alpha  # compares\n", ""},
 		{"-?", 0, "Exit codes:\n    0  done", ""},
 		{"--version", 0, "demo (Tidemark) " + release, ""},
 		{"check -V", 0, "demo (Tidemark) " + release, ""},

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/alecthomas/kong"
 
@@ -27,8 +26,8 @@ func printHelp(options kong.HelpOptions, ctx *kong.Context) error {
 	}
 	if ex, ok := target[Exampler](node); ok {
 		fmt.Fprintf(ctx.Stdout, "\nExamples:\n")
-		for _, line := range strings.Split(strings.Trim(ex.Examples(), "\n"), "\n") {
-			fmt.Fprintf(ctx.Stdout, "  %s\n", strings.TrimSpace(line))
+		for _, line := range examples(ex.Examples()) {
+			fmt.Fprintf(ctx.Stdout, "  %s\n", line)
 		}
 	}
 	if whole {
