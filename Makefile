@@ -30,6 +30,7 @@ build: ## build the five commands into bin/
 
 test: ## run every test (MAJORS="15 17" chooses the servers)
 	@scripts/postgres.sh $(or $(MAJORS),ensure)
+	CGO_ENABLED=0 $(GO) test -run TestCompress ./internal/repo # as built without a C compiler
 	TIDEMARK_PG_MAJORS=$(call list,$(MAJORS)) $(GO) test -p $(PARALLEL) -timeout 15m ./...
 
 test-matrix: ## run every test, integration tests on all six majors

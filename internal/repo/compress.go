@@ -1,15 +1,15 @@
 package repo
 
 import (
-	"runtime"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
 )
 
-// Compressors and decompressors are shared by everything in the process: each
-// keeps some megabytes of tables, and EncodeAll and DecodeAll of one instance
-// may be called from several goroutines.
+// Frames are compressed by libzstd where the program was built with a C
+// compiler (compress_libzstd.go), and else in Go, at half the speed and in the
+// same format (compress_go.go). What is read may have been damaged on purpose:
+// decompressing is Go's in every build.
 
 // Level is how hard the compressor tries.
 type Level int
@@ -19,60 +19,24 @@ const (
 	LevelDefault Level = iota // LevelFast
 	LevelFast
 	LevelGood
-	LevelBest
 )
 
-var encoders [LevelBest + 1]struct {
-	once sync.Once
-	enc  *zstd.Encoder
-}
-
-func encoder(l Level) *zstd.Encoder {
-	if l <= LevelDefault || l > LevelBest {
-		l = LevelFast
-	}
-	e := &encoders[l]
-	e.once.Do(func() {
-		level := map[Level]zstd.EncoderLevel{
-			LevelFast: zstd.SpeedFastest, LevelGood: zstd.SpeedDefault, LevelBest: zstd.SpeedBetterCompression,
-		}[l]
-		var err error
-		e.enc, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderCRC(true),
-			zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)), zstd.WithSingleSegment(true))
-		if err != nil {
-			panic(err) // the options are constants
-		}
-	})
-	return e.enc
-}
-
-var decoder = sync.OnceValue(func() *zstd.Decoder {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(maxFrameRaw))
-	if err != nil {
-		panic(err) // the options are constants
-	}
-	return d
-})
+// levelDense is for bytes that are hard to compress: it looks for repetitions
+// and spends little on the frequency of bytes. Where that gains nothing, as in
+// random or compressed values between page headers, it is up to four times as
+// fast, and no larger.
+const levelDense Level = -1
 
 // compress appends one zstd frame that holds raw to dst.
 func compress(l Level, raw, dst []byte) []byte {
-	if l <= LevelGood && dense(raw) {
-		return matcher().EncodeAll(raw, dst)
+	if l == LevelDefault {
+		l = LevelFast
 	}
-	return encoder(l).EncodeAll(raw, dst)
+	if dense(raw) {
+		l = levelDense
+	}
+	return encode(l, raw, dst)
 }
-
-// matcher is a compressor that looks for repetitions only and spends nothing on
-// the frequency of bytes. Where that gains nothing, as in random or compressed
-// values between page headers, it is more than twice as fast, and no larger.
-var matcher = sync.OnceValue(func() *zstd.Encoder {
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(true), zstd.WithNoEntropyCompression(true),
-		zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)), zstd.WithSingleSegment(true))
-	if err != nil {
-		panic(err) // the options are constants
-	}
-	return e
-})
 
 // By which samples a frame counts as dense: each of them would shrink by less
 // than a twentieth.
@@ -91,13 +55,23 @@ func dense(raw []byte) bool {
 	defer putBuffer(z)
 	for i := range samples {
 		at := len(raw) * (i + 1) / (samples + 1)
-		*z = encoder(LevelFast).EncodeAll(raw[at:at+sampleBytes], (*z)[:0])
+		*z = encode(LevelFast, raw[at:at+sampleBytes], (*z)[:0])
 		if float64(len(*z)) < denseShare*sampleBytes {
 			return false
 		}
 	}
 	return true
 }
+
+// decoder is shared by everything in the process: it keeps some megabytes of
+// tables, and DecodeAll may be called from several goroutines.
+var decoder = sync.OnceValue(func() *zstd.Decoder {
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(maxFrameRaw))
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return d
+})
 
 // decompress appends the content of one zstd frame to dst.
 func decompress(stored, dst []byte) ([]byte, error) { return decoder().DecodeAll(stored, dst) }

@@ -42,9 +42,19 @@ func TestCompress(t *testing.T) {
 			if len(z) > tt.most {
 				t.Errorf("%s, level %d: %d bytes take %d", tt.name, l, len(tt.raw), len(z))
 			}
+			if len(tt.raw) > 0 && z[4]&4 == 0 {
+				t.Errorf("%s, level %d: the frame has no checksum", tt.name, l)
+			}
 			got, err := decompress(z, nil)
 			if err != nil || !bytes.Equal(got, tt.raw) {
 				t.Errorf("%s, level %d: %v", tt.name, l, err)
+			}
+			if len(tt.raw) > 0 { // the checksum is looked at
+				z[len(z)-1] ^= 1
+				if _, err := decompress(z, nil); err == nil {
+					t.Errorf("%s, level %d: a wrong checksum passes", tt.name, l)
+				}
+				z[len(z)-1] ^= 1
 			}
 			if _, err := exec.LookPath("zstd"); err != nil {
 				continue
