@@ -406,7 +406,7 @@ func (p *packing) openUpTo(n int) error {
 
 func (p *packing) file(path string) (*openFile, error) {
 	i, ok := p.j.files.find(path)
-	if !ok || p.j.files.toRead(i) == 0 {
+	if !ok || !p.j.files.reads(i) {
 		return nil, fmt.Errorf("%s was not asked for", path)
 	}
 	if err := p.openUpTo(i + 1); err != nil {

@@ -145,6 +145,12 @@ func (c *contents) toRead(i int) (n int64) {
 	return n
 }
 
+// reads tells whether anything of a file is to be read.
+func (c *contents) reads(i int) bool {
+	e := &c.entries[i]
+	return e.kind == blockcopy.File && e.size > 0 && (c.whole(i) || len(c.read[i]) > 0)
+}
+
 // What is worked out at once. A file that nothing is read of is written behind
 // the ones before it, and waits while one of those is being read: hence the
 // bound on how many entries lie between two that are read at the same time.
