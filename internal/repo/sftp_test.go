@@ -71,7 +71,7 @@ func TestSFTPCutWhileReading(t *testing.T) {
 	if err := openSFTP(t, s.Location("r")).Put(t.Context(), "x", writer(data)); err != nil {
 		t.Fatal(err)
 	}
-	relay := storetest.NewRelay(t, s.Port(), 9000, 9500, 9900)
+	relay := storetest.NewRelay(t, s.Port(), -1<<20, -3<<20, -2<<20)
 	s.Trust(t, relay.Port)
 	got, err := readAll(t, openSFTP(t, s.At(relay.Port, "r")), "x")
 	if err != nil || !bytes.Equal(got, data) {

@@ -3,6 +3,7 @@ package storetest
 import (
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"sync"
 	"testing"
@@ -13,13 +14,13 @@ type Relay struct {
 	Port int
 
 	mu    sync.Mutex
-	after []int64 // each connection in turn is cut after so many bytes upstream
+	after []int64 // for each connection in turn
 	seen  int
 }
 
 // NewRelay starts a relay to a port until the test ends. The first connection
-// is cut after the first number of bytes from the client, and so on; those
-// beyond the list are left alone.
+// is cut after the first number of bytes from the client, or to it where the
+// number is negative, and so on; those beyond the list are left alone.
 func NewRelay(t testing.TB, port int, after ...int64) *Relay {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -55,24 +56,18 @@ func (r *Relay) pass(c net.Conn, port int) {
 	}
 	defer s.Close()
 	r.mu.Lock()
-	limit := int64(-1)
+	limit := int64(math.MaxInt64)
 	if r.seen < len(r.after) {
 		limit = r.after[r.seen]
 	}
 	r.seen++
 	r.mu.Unlock()
+	up, down := limit, int64(math.MaxInt64)
+	if limit < 0 {
+		up, down = math.MaxInt64, -limit
+	}
 	done := make(chan struct{}, 2)
-	go func() {
-		if limit < 0 {
-			io.Copy(s, c)
-		} else {
-			io.CopyN(s, c, limit)
-		}
-		done <- struct{}{}
-	}()
-	go func() {
-		io.Copy(c, s)
-		done <- struct{}{}
-	}()
+	go func() { io.CopyN(s, c, up); done <- struct{}{} }()
+	go func() { io.CopyN(c, s, down); done <- struct{}{} }()
 	<-done
 }
