@@ -72,9 +72,10 @@ func (b *bench) round(ctx context.Context, list []*program) (err error) {
 	return nil
 }
 
-// once takes one backup.
+// once takes one backup. The WAL of before lies in segments that it does not
+// need, whichever program's turn it is.
 func (b *bench) once(ctx context.Context, p *program, command func(string) []string, r *runs) error {
-	if err := errors.Join(b.server.Exec(ctx, "CHECKPOINT"), scratch.Settle(b.place.Dir)); err != nil {
+	if err := errors.Join(b.server.Exec(ctx, "SELECT pg_switch_wal()"), b.server.Exec(ctx, "CHECKPOINT"), scratch.Settle(b.place.Dir)); err != nil {
 		return err
 	}
 	before, err := scratch.SizeOf(p.dir, nil)

@@ -177,8 +177,8 @@ func (ds destinations) open(ctx context.Context) error {
 }
 
 // level is how hard a backup compresses. A full one is over soon. What changes
-// from day to day is little, and kept for as long: a sixth smaller is worth
-// half as much time again of compressing.
+// from day to day is little, and kept for as long: it is worth half as much time
+// again of compressing to store a fifth less.
 func level(parent string) repo.Level {
 	if parent == "" {
 		return repo.LevelFast

@@ -75,3 +75,9 @@ func (c *Cluster) TickFrom(begin time.Time) {
 	ticks := new(atomic.Int64)
 	c.clock = func() time.Time { return begin.Add(time.Duration(ticks.Add(1)) * time.Second) }
 }
+
+// Forget makes the cluster remember one index at a time.
+func (c *Cluster) Forget() { c.indexes.most = 1 }
+
+// Forget makes the source remember one frame at a time.
+func (s *Source) Forget() { s.frames.budget = 1 }

@@ -119,11 +119,26 @@ type blockSorter struct {
 	first   int64 // of pending
 }
 
-// oldCursor walks through the runs of a file's earlier version.
+// oldCursor walks through the runs of a file's earlier version, and the hashes
+// of its blocks.
 type oldCursor struct {
 	oldFile
 	cur    runCursor
 	blocks int64
+	first  int64  // the block that the first hash is of
+	known  []Hash // see oldHashes
+}
+
+// hash returns the hash of a block of the earlier version.
+func (c *oldCursor) hash(n int64) (Hash, error) {
+	if n < c.first || n >= c.first+int64(len(c.known)) {
+		known, err := c.hashes.from(&c.oldFile, n)
+		if err != nil {
+			return noHash, err
+		}
+		c.first, c.known = n, known
+	}
+	return c.known[n-c.first], nil
 }
 
 func (b *blockSorter) sort(n int64, block []byte) error {
@@ -161,21 +176,16 @@ func (b *blockSorter) unchanged(n int64, h Hash) (part, bool, error) {
 		if n >= c.blocks {
 			continue
 		}
-		run, skip := c.cur.seek(n)
-		if run.Pack == ZeroPack {
-			continue
-		}
-		at := run.First + uint32(skip)
-		idx, err := c.from.index(c.m, run.Pack)
+		old, err := c.hash(n)
 		if err != nil {
 			return part{}, false, err
 		}
-		if idx == nil || idx.blocks[at].hash != h {
+		if old != h || h == noHash {
 			continue
 		}
-		pack := c.m.Packs[run.Pack]
-		number := b.f.w.packNumber(pack, c.from.left)
-		return part{first: n, count: 1, kind: oldBlocks, pack: number, from: at, left: c.from.left, hashes: []Hash{h}}, true, nil
+		run, skip := c.cur.seek(n)
+		number := b.f.w.packNumber(c.m.Packs[run.Pack], c.from.left)
+		return part{first: n, count: 1, kind: oldBlocks, pack: number, from: run.First + uint32(skip), left: c.from.left, hashes: []Hash{h}}, true, nil
 	}
 	return part{}, false, nil
 }

@@ -30,10 +30,11 @@ type comparison struct {
 
 // oldFile is a file as an earlier backup has it.
 type oldFile struct {
-	file  *File
-	m     *Manifest
-	from  *comparison
-	marks runMarks
+	file   *File
+	m      *Manifest
+	from   *comparison
+	marks  runMarks
+	hashes *oldHashes
 }
 
 func (o *oldFile) cursor() runCursor { return runCursor{runs: o.file.Runs, marks: o.marks} }
@@ -77,7 +78,7 @@ func (f *FileWriter) findOld() error {
 			return err
 		}
 		if old != nil {
-			f.olds = append(f.olds, oldFile{file: old, m: m, from: c})
+			f.olds = append(f.olds, oldFile{file: old, m: m, from: c, hashes: &oldHashes{}})
 		}
 	}
 	return nil

@@ -73,15 +73,14 @@ func (f *FileWriter) Reference(first, count int64) error {
 	b := blockSorter{f: f}
 	for n := first; n < first+count; {
 		run, skip := cur.seek(n)
-		take := min(int64(run.Count)-skip, first+count-n)
-		p := part{first: n, count: take, kind: zeroBlocks}
+		p := part{first: n, count: min(int64(run.Count)-skip, first+count-n), kind: zeroBlocks}
 		if run.Pack != ZeroPack {
 			if err := f.oldPart(old, &p, run, uint32(skip)); err != nil {
 				return err
 			}
 		}
 		b.extend(p)
-		n += take
+		n += p.count
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -89,20 +88,19 @@ func (f *FileWriter) Reference(first, count int64) error {
 	return nil
 }
 
-// oldPart fills in where blocks of the parent are, from block skip of a run on.
+// oldPart fills in where blocks of the parent are, from block skip of a run on:
+// all of the part, or as many as a window of hashes has.
 func (f *FileWriter) oldPart(old *oldFile, p *part, run Run, skip uint32) error {
-	idx, err := old.from.index(old.m, run.Pack)
+	known, err := old.hashes.from(old, p.first)
 	if err != nil {
 		return err
 	}
-	if idx == nil {
+	if known[0] == noHash {
 		return fmt.Errorf("%s: the pack %s cannot be read any more", f.entry.Path, old.m.Packs[run.Pack].Name)
 	}
 	p.kind, p.pack, p.from = oldBlocks, f.w.packNumber(old.m.Packs[run.Pack], false), run.First+skip
-	p.hashes = make([]Hash, 0, p.count)
-	for _, b := range idx.blocks[p.from : p.from+uint32(p.count)] {
-		p.hashes = append(p.hashes, b.hash)
-	}
+	p.count = min(p.count, int64(len(known)))
+	p.hashes = known[:p.count:p.count]
 	return nil
 }
 
