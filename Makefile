@@ -10,6 +10,7 @@ ALL_MAJORS := 13 14 15 16 17 18
 FUZZTIME   ?= 20s
 SEEDS      ?= 300
 KILLS      ?= 300
+ROUNDS     ?= 30
 # Packages whose integration tests run servers share the machine: two at a time.
 PARALLEL ?= 2
 
@@ -19,7 +20,7 @@ space := $(empty) $(empty)
 list   = $(subst $(space),$(comma),$(strip $(1)))
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-matrix test-rewind-long bench bench-rewind bench-backup fuzz lint demo fixtures clean postgres stores
+.PHONY: help build test test-matrix test-rewind-long test-backup-long bench bench-rewind bench-backup fuzz lint demo fixtures clean postgres stores
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -41,6 +42,13 @@ test-rewind-long: ## rewind after random work (SEEDS: 300), break rewinds off (K
 	@scripts/postgres.sh $(or $(MAJORS),15)
 	TIDEMARK_PG_MAJORS=$(or $(call list,$(MAJORS)),15) TIDEMARK_SEEDS=$(SEEDS) TIDEMARK_KILLS=$(KILLS) $(GO) test -run 'TestDifferential|TestCrashMatrix' -v -timeout 6h ./internal/rewind
 	TIDEMARK_PG_MAJORS=$(or $(call list,$(MAJORS)),15) TIDEMARK_LARGE=1 TMPDIR=$(or $(TMPDIR),/tmp) $(GO) test -run TestOverOneGigabyte -v -timeout 1h ./internal/rewind
+
+test-backup-long: ## chains of backups after random work (SEEDS: 300), faults, backups killed anywhere (ROUNDS: 30)
+	@scripts/postgres.sh $(or $(MAJORS),15)
+	@scripts/stores.sh
+	TIDEMARK_SEEDS=$(SEEDS) $(GO) test -run 'TestChains|TestAnyOrder' -v -timeout 6h ./internal/repo
+	$(GO) test -run 'TestFaults|TestResume|TestPinWhileRemoved' -count=$(ROUNDS) -timeout 6h ./internal/repo
+	TIDEMARK_PG_MAJORS=$(or $(call list,$(MAJORS)),15) TIDEMARK_STORES=required $(GO) test -run 'Killed|TestInterrupted|TestStreamCut|TestOverSSHCut|TestTwoCreatesAndExpire' -count=$(ROUNDS) -timeout 6h ./internal/backup
 
 bench: ## run the benchmarks, with the ratios to PostgreSQL's own tools
 	@scripts/postgres.sh ensure

@@ -19,7 +19,8 @@ import (
 	"tidemark/internal/repo/storetest"
 )
 
-// seeds returns those that a random test runs with: TIDEMARK_SEED names one.
+// seeds returns those that a random test runs with: TIDEMARK_SEED names one,
+// TIDEMARK_SEEDS says how many where there are several.
 func seeds(t *testing.T, count uint64) (out []uint64) {
 	t.Helper()
 	if s := os.Getenv("TIDEMARK_SEED"); s != "" {
@@ -28,6 +29,13 @@ func seeds(t *testing.T, count uint64) (out []uint64) {
 			t.Fatal(err)
 		}
 		return []uint64{n}
+	}
+	if s := os.Getenv("TIDEMARK_SEEDS"); s != "" && count > 1 {
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		count = n
 	}
 	first := rand.Uint64N(1e9)
 	for i := range count {
