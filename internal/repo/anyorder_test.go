@@ -54,7 +54,7 @@ func inOrder(t *testing.T, c *repo.Cluster, id, last string) {
 // chain; each references what the one before has, and is gone on with by either
 // kind after it was interrupted.
 func TestAnyOrder(t *testing.T) {
-	for _, seed := range seeds(t, 2) {
+	for _, seed := range repo.Seeds(t, 2) {
 		t.Logf("TIDEMARK_SEED=%d", seed)
 		rnd := rand.New(rand.NewPCG(seed, 5))
 		c, dir := newCluster(t)

@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -18,31 +16,6 @@ import (
 	"tidemark/internal/repo"
 	"tidemark/internal/repo/storetest"
 )
-
-// seeds returns those that a random test runs with: TIDEMARK_SEED names one,
-// TIDEMARK_SEEDS says how many where there are several.
-func seeds(t *testing.T, count uint64) (out []uint64) {
-	t.Helper()
-	if s := os.Getenv("TIDEMARK_SEED"); s != "" {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return []uint64{n}
-	}
-	if s := os.Getenv("TIDEMARK_SEEDS"); s != "" && count > 1 {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		count = n
-	}
-	first := rand.Uint64N(1e9)
-	for i := range count {
-		out = append(out, first+i)
-	}
-	return out
-}
 
 // chain is a repository and what should be in it.
 type chain struct {
@@ -303,7 +276,7 @@ func newChain(t *testing.T, seed uint64, at, key, recipient string) *chain {
 func TestChains(t *testing.T) {
 	t.Setenv(repo.StateEnv, t.TempDir())
 	key, recipient := identity(t)
-	for i, seed := range seeds(t, 3) {
+	for i, seed := range repo.Seeds(t, 3) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			if i%3 == 2 {
 				newChain(t, seed, t.TempDir()+"/r", key, recipient).run(30)
@@ -327,7 +300,7 @@ func TestChainsRemote(t *testing.T) {
 				s := storetest.NewSFTP(t)
 				at = s.Location("chain")
 			}
-			h := newChain(t, seeds(t, 1)[0], at, key, recipient)
+			h := newChain(t, repo.Seeds(t, 1)[0], at, key, recipient)
 			h.run(8)
 			copyElsewhere(t, h)
 		})
@@ -367,7 +340,7 @@ func TestManyAtOnce(t *testing.T) {
 }
 
 func manyAtOnce(t *testing.T, at string, count int) {
-	seed := seeds(t, 1)[0]
+	seed := repo.Seeds(t, 1)[0]
 	t.Logf("seed %d", seed)
 	h := newChain(t, seed, at, "", "")
 	name, seg := goldenSegment() // without it no backup counts

@@ -14,8 +14,8 @@ import (
 // TestDirectWriter writes in odd lengths what fills no buffer, or several to
 // the last byte or not, past the cache and where that is refused.
 func TestDirectWriter(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := Seeds(t, 1)[0]
+	t.Logf("TIDEMARK_SEED=%d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	dir := t.TempDir()
 	for _, size := range []int{0, 1, directBytes - 1, directBytes, directBytes + 1, 3 * directBytes, 7*directBytes + 12345} {

@@ -5,8 +5,12 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 	"maps"
+	"math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
 	"sync/atomic"
+	"testing"
 	"time"
 )
 
@@ -81,3 +85,28 @@ func (c *Cluster) Forget() { c.indexes.most = 1 }
 
 // Forget makes the source remember one frame at a time.
 func (s *Source) Forget() { s.frames.budget = 1 }
+
+// Seeds returns those that a random test runs with: TIDEMARK_SEED names one,
+// TIDEMARK_SEEDS says how many where there are several.
+func Seeds(t testing.TB, count uint64) (out []uint64) {
+	t.Helper()
+	if s := os.Getenv("TIDEMARK_SEED"); s != "" {
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []uint64{n}
+	}
+	if s := os.Getenv("TIDEMARK_SEEDS"); s != "" && count > 1 {
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		count = n
+	}
+	first := rand.Uint64N(1e9)
+	for i := range count {
+		out = append(out, first+i)
+	}
+	return out
+}

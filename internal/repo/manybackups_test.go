@@ -3,6 +3,7 @@ package repo_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"strings"
 	"sync/atomic"
@@ -150,6 +151,67 @@ func TestReadManyBackups(t *testing.T) {
 			if end := min(r.End(), size); !bytes.Equal(got[r.Offset:end], m.data[r.Offset:end]) {
 				t.Errorf("%s: other bytes at %d", what, r.Offset)
 			}
+		}
+	}
+}
+
+// TestLongFile compares and refers to blocks on both sides of the edges between
+// what is known of a file at a time.
+func TestLongFile(t *testing.T) {
+	c, _ := newCluster(t)
+	const blocks = 2<<17 + 5
+	r := rand.New(rand.NewPCG(8, 1))
+	data := map[int64][]byte{}
+	for _, n := range []int64{0, 1<<17 - 1, 1 << 17, 2<<17 - 1, 2 << 17, blocks - 1} { // all others are zero
+		data[n] = noise(r, testBlock)
+	}
+	last := ""
+	again := func(write func(*repo.FileWriter) error) *repo.Summary {
+		t.Helper()
+		w, err := c.NewBackup(t.Context(), repo.WriterOptions{Tool: "test", BlockSize: testBlock, Parent: last})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := w.File(blockcopy.Entry{Path: manyPath, Size: blocks * testBlock, Mode: 0o600})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := summary()
+		if err := errors.Join(write(f), f.Close(blocks*testBlock, false), w.Commit(s)); err != nil {
+			t.Fatal(err)
+		}
+		last = s.ID
+		return s
+	}
+	writeAll := func(f *repo.FileWriter) error {
+		for n, b := range data { // in any order
+			if err := f.Write(n, b); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if s := again(writeAll); s.NewBlocks != int64(len(data)) {
+		t.Errorf("at first: %+v", s)
+	}
+	if s := again(writeAll); s.OldBlocks != int64(len(data)) || s.NewBlocks != 0 {
+		t.Errorf("compared: %+v", s)
+	}
+	if s := again(func(f *repo.FileWriter) error { return f.Reference(0, blocks) }); s.OldBlocks != int64(len(data)) || s.NewBlocks != 0 {
+		t.Errorf("referred to: %+v", s)
+	}
+	src, err := c.OpenSource(t.Context(), last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, want := range data {
+		if err := src.Fetch(t.Context(), []blockcopy.Range{{Path: manyPath, Offset: n * testBlock, Length: testBlock}}, func(_ blockcopy.Range, b []byte, _ bool) error {
+			if !bytes.Equal(b, want) {
+				t.Errorf("block %d is another one", n)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

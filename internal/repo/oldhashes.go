@@ -8,16 +8,23 @@ import (
 
 // oldHashes are the hashes of an earlier version's blocks, a window of them at a
 // time. The blocks of a file that was backed up often lie in as many packs as
-// there were backups, in turn: the window is filled pack by pack, so that every
+// there were backups, in turn: a window is filled pack by pack, so that every
 // index is looked for once, however many there are.
 type oldHashes struct {
-	mu    sync.Mutex
-	first int64
-	all   []Hash // of the blocks from first on
+	mu      sync.Mutex
+	windows [2]hashesFrom // the one used last comes first; readers may be on both sides of an edge
 }
 
-// hashWindow is the most that is known of one file at a time: the blocks of
-// 1 GiB, as long as a relation's file is, with 2 MiB of hashes.
+// hashesFrom are the hashes of the blocks from the first on.
+type hashesFrom struct {
+	first int64
+	all   []Hash
+}
+
+func (h *hashesFrom) has(n int64) bool { return n >= h.first && n < h.first+int64(len(h.all)) }
+
+// hashWindow is the most that a window holds: the blocks of 1 GiB, as long as a
+// relation's file is, with 2 MiB of hashes.
 const hashWindow = 1 << 17
 
 // noHash stands for a block that there is nothing to compare with: it is zero,
@@ -29,16 +36,22 @@ var noHash Hash
 func (h *oldHashes) from(o *oldFile, n int64) ([]Hash, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if n < h.first || n >= h.first+int64(len(h.all)) {
-		if err := h.fill(o, n/hashWindow*hashWindow); err != nil {
+	w := &h.windows
+	if !w[0].has(n) {
+		w[0], w[1] = w[1], w[0]
+	}
+	if !w[0].has(n) {
+		all, err := fillHashes(o, n/hashWindow*hashWindow)
+		if err != nil {
 			return nil, err
 		}
+		w[0] = hashesFrom{n / hashWindow * hashWindow, all}
 	}
-	return h.all[n-h.first:], nil
+	return w[0].all[n-w[0].first:], nil
 }
 
-// fill makes the window the one that begins with a block.
-func (h *oldHashes) fill(o *oldFile, first int64) error {
+// fillHashes returns the window that begins with a block.
+func fillHashes(o *oldFile, first int64) ([]Hash, error) {
 	blocks := min(blockCount(o.file.Size, o.m.BlockSize)-first, hashWindow)
 	all := make([]Hash, blocks)
 	type span struct {
@@ -62,7 +75,7 @@ func (h *oldHashes) fill(o *oldFile, first int64) error {
 		if i == 0 || s.pack != spans[i-1].pack {
 			var err error
 			if idx, err = o.from.index(o.m, s.pack); err != nil {
-				return err
+				return nil, err
 			}
 		}
 		if idx == nil {
@@ -72,6 +85,5 @@ func (h *oldHashes) fill(o *oldFile, first int64) error {
 			all[s.at+k] = idx.blocks[int64(s.from)+k].hash
 		}
 	}
-	h.first, h.all = first, all
-	return nil
+	return all, nil
 }

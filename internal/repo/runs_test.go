@@ -8,8 +8,8 @@ import (
 // TestRunCursor looks blocks up in any order, with marks and without, in files
 // of few runs and of many.
 func TestRunCursor(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := Seeds(t, 1)[0]
+	t.Logf("TIDEMARK_SEED=%d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	for _, n := range []int{1, markEvery, markEvery + 1, 5*markEvery + 7} {
 		var runs []Run

@@ -12,8 +12,8 @@ import (
 // TestSteadyWriter writes more than several pieces, in odd lengths, to a file,
 // and to a pipe, where nothing can be handed to a disk.
 func TestSteadyWriter(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := Seeds(t, 1)[0]
+	t.Logf("TIDEMARK_SEED=%d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	data := make([]byte, 3*steadyBytes+12345)
 	for i := range data {

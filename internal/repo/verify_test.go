@@ -8,10 +8,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"tidemark/internal/repo"
 )
@@ -46,14 +44,8 @@ func verifyAll(ctx context.Context, dir, key string) ([]repo.Damage, *repo.Verif
 // TestVerifyFindsEveryBit flips bits in every kind of object, at random
 // offsets: verification names the object, with a key and without one.
 func TestVerifyFindsEveryBit(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	if given := os.Getenv("TIDEMARK_SEED"); given != "" {
-		var err error
-		if seed, err = strconv.ParseUint(given, 10, 64); err != nil {
-			t.Fatalf("TIDEMARK_SEED: %v", err)
-		}
-	}
-	t.Logf("seed %d (TIDEMARK_SEED takes it back)", seed)
+	seed := repo.Seeds(t, 1)[0]
+	t.Logf("TIDEMARK_SEED=%d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	for _, encrypted := range []bool{false, true} {
 		c, dir := newCluster(t)
