@@ -4,7 +4,7 @@ import "strings"
 
 // longExample is the width in characters from which on an example's comment
 // stands above it.
-const longExample = 70
+const longExample = 60
 
 // examples are the lines of a help text's examples: the comments of the short
 // ones stand below each other, those of long ones above them.
